@@ -1,0 +1,1 @@
+"""SlidingWindowAttention: definition, reference, function body, torch op and kernels."""
