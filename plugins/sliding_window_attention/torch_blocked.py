@@ -1,0 +1,270 @@
+"""SlidingWindowAttention in plain torch: the execution that the torch op runs where no kernel is registered.
+
+A head with dilation δ is δ independent windows without dilation, one for each residue class of positions, over strided
+views; each runs in blocks of query rows against the slice of keys that the block can see. No S_q x S_k tensor exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import InvalidOperands
+from .definition import Attributes, Shapes, infer_shapes
+
+_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensor inputs, in the order of the definition; absent optional inputs are None."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    attn_mask: torch.Tensor | None = None
+    nonpad_kv_seqlen: torch.Tensor | None = None
+    global_mask: torch.Tensor | None = None
+    global_q: torch.Tensor | None = None
+    global_k: torch.Tensor | None = None
+    global_v: torch.Tensor | None = None
+    band_bias: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    spans: torch.Tensor | None = None
+
+    def present(self) -> dict[str, torch.Tensor]:
+        """The inputs that are present, by formal name."""
+        formal = {"q": "Q", "k": "K", "v": "V", "global_q": "global_Q", "global_k": "global_K", "global_v": "global_V"}
+        return {formal.get(name, name): value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One batch entry: (H, S, D) views, key flags (S_k,), and the position of query row 0."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    valid: torch.Tensor
+    is_global: torch.Tensor | None
+    offset: int
+    bias: torch.Tensor | None
+    sinks: torch.Tensor | None
+    spans: torch.Tensor | None
+
+
+def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute (Y, lse): Y in the type of q; lse and all arithmetic in float32, or float64 for a float64 q.
+
+    Args:
+        operands: The inputs, with the shapes of `docs/operators.md`.
+        attributes: The node's attributes.
+
+    Raises:
+        InvalidOperands: a shape or type contradicts the definition.
+    """
+    shapes = infer_shapes({name: tuple(value.shape) for name, value in operands.present().items()}, attributes)
+    _check_types(operands)
+    q, k, v = (_heads(x, n) for x, n in zip((operands.q, operands.k, operands.v), _counts(shapes), strict=True))
+    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q.new_zeros((shapes.batch, shapes.q_num_heads, shapes.seq_q, shapes.v_head_size))
+    lse = torch.full(shapes.lse, -torch.inf, dtype=accumulate, device=q.device)
+    lengths = None if operands.nonpad_kv_seqlen is None else operands.nonpad_kv_seqlen.tolist()
+    for b in range(shapes.batch):
+        length = shapes.seq_k if lengths is None else int(lengths[b])
+        valid = torch.arange(shapes.seq_k, device=q.device) < length
+        if operands.attn_mask is not None:
+            valid = valid & operands.attn_mask[b]
+        bias = operands.band_bias
+        sequence = _Sequence(
+            q=q[b],
+            k=k[b],
+            v=v[b],
+            valid=valid,
+            is_global=None if operands.global_mask is None else operands.global_mask[b],
+            offset=0 if lengths is None else length - shapes.seq_q,
+            bias=None if bias is None else bias[b if bias.shape[0] > 1 else 0].to(accumulate),
+            sinks=None if operands.sinks is None else operands.sinks.to(accumulate),
+            spans=None if operands.spans is None else operands.spans.to(accumulate),
+        )
+        for heads, step in _head_groups(attributes, shapes):
+            _band_rows(sequence, attributes, heads, step, out[b], lse[b])
+        if operands.global_mask is not None:
+            separate = [operands.global_q, operands.global_k, operands.global_v]
+            views = [
+                local if given is None else _heads(given, count)[b]
+                for given, local, count in zip(separate, (q[b], k[b], v[b]), _counts(shapes), strict=True)
+            ]
+            _global_rows(sequence, attributes, views, out[b], lse[b])
+    if shapes.layout == "bsd":
+        out = out.transpose(1, 2).reshape(shapes.output)
+    return out, lse
+
+
+def _check_types(operands: Operands) -> None:
+    for name, tensor in operands.present().items():
+        wanted = {
+            "attn_mask": torch.bool,
+            "global_mask": torch.bool,
+            "nonpad_kv_seqlen": torch.int64,
+            "spans": torch.float32,
+        }.get(name, operands.q.dtype)
+        if name == "spans" and operands.q.dtype == torch.float64:
+            continue  # the float64 oracle takes spans in either precision
+        if tensor.dtype != wanted:
+            raise InvalidOperands(f"{name} is {tensor.dtype}: must be {wanted} beside a Q of {operands.q.dtype}")
+    if not operands.q.is_floating_point():
+        raise InvalidOperands(f"Q is {operands.q.dtype}: must be float16, bfloat16, float32 or float64")
+
+
+def _counts(shapes: Shapes) -> tuple[int, int, int]:
+    return shapes.q_num_heads, shapes.kv_num_heads, shapes.kv_num_heads
+
+
+def _heads(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """View as (B, H, S, D)."""
+    return tensor if tensor.dim() == 4 else tensor.unflatten(2, (count, tensor.shape[2] // count)).transpose(1, 2)
+
+
+def _head_groups(attributes: Attributes, shapes: Shapes) -> Iterator[tuple[torch.Tensor, int]]:
+    """Query heads that share a dilation, with it."""
+    dilation = attributes.dilation if len(attributes.dilation) > 1 else attributes.dilation * shapes.q_num_heads
+    for step in sorted(set(dilation)):
+        yield torch.tensor([head for head, own in enumerate(dilation) if own == step]), step
+
+
+def _band_rows(
+    sequence: _Sequence, attributes: Attributes, heads: torch.Tensor, step: int, out: torch.Tensor, lse: torch.Tensor
+) -> None:
+    """Write the rows of `heads` as if no row were global; `step` is the dilation of these heads."""
+    seq_q, seq_k = sequence.q.shape[1], sequence.k.shape[1]
+    left, right = attributes.band(seq_q + seq_k + abs(sequence.offset))
+    for residue in range(min(step, seq_q)):
+        rows = slice(residue, seq_q, step)
+        keys = slice((sequence.offset + residue) % step, seq_k, step)
+        # In units of `step`, query n of this class stands at `first + n` and key m at m.
+        first = (sequence.offset + residue) // step
+        count, key_count = len(range(seq_q)[rows]), len(range(seq_k)[keys])
+        for begin in range(0, count, _BLOCK):
+            end = min(begin + _BLOCK, count)
+            low = min(max(first + begin - left, 0), key_count)
+            high = max(min(first + end + right, key_count), low)
+            block = _Block(
+                rows=slice(residue + begin * step, residue + (end - 1) * step + 1, step),
+                keys=slice(keys.start + low * step, keys.start + high * step, step),
+                steps=torch.arange(low, high, device=out.device)
+                - torch.arange(first + begin, first + end, device=out.device)[:, None],
+                left=left,
+                right=right,
+                step=step,
+            )
+            out[heads, block.rows], lse[heads, block.rows] = _band_block(sequence, attributes, heads, block, lse.dtype)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Query rows of one residue class and the keys they can see; `steps` (rows, keys) is key minus query over step."""
+
+    rows: slice
+    keys: slice
+    steps: torch.Tensor
+    left: int
+    right: int
+    step: int
+
+
+def _band_block(
+    sequence: _Sequence, attributes: Attributes, heads: torch.Tensor, block: _Block, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (h, rows, D_v) in the type of v and lse (h, rows) of one block."""
+    own = _key_heads(sequence, heads)
+    q = sequence.q[heads, block.rows].to(dtype)
+    scores = _scores(q, sequence.k[own, block.keys].to(dtype), attributes)
+    allowed = sequence.valid[block.keys] & (block.steps >= -block.left) & (block.steps <= block.right)
+    weight = torch.ones((), dtype=dtype, device=q.device)
+    if sequence.bias is not None:
+        bias = sequence.bias if sequence.bias.shape[0] == 1 else sequence.bias[heads]
+        bias = bias if bias.shape[1] == 1 else bias[:, block.rows]
+        column = (block.steps + block.left).clamp(0, bias.shape[2] - 1).expand(bias.shape[0], -1, -1)
+        scores = scores + bias.expand(-1, column.shape[1], -1).gather(2, column)
+    if sequence.spans is not None:
+        reach = attributes.span_ramp + sequence.spans[heads, None, None]
+        weight = ((reach - block.steps.abs() * block.step) / attributes.span_ramp).clamp(0, 1)
+        if sequence.is_global is not None:
+            weight = weight.masked_fill(sequence.is_global[block.keys], 1)
+        allowed = allowed & (weight > 0)
+    values = sequence.v[own, block.keys]
+    if sequence.is_global is not None:
+        columns = (sequence.is_global & sequence.valid).nonzero()[:, 0]
+        position = sequence.offset + torch.arange(sequence.q.shape[1], device=q.device)[block.rows, None]
+        distance = columns - position
+        steps = distance.div(block.step, rounding_mode="floor")
+        outside = (distance % block.step != 0) | (steps < -block.left) | (steps > block.right)
+        if attributes.is_causal:
+            outside = outside & (distance <= 0)
+        more = _scores(q, sequence.k[own][:, columns].to(dtype), attributes)
+        scores = torch.cat([scores, more], 2)
+        weight = torch.cat([weight.expand(*scores.shape[:2], block.steps.shape[1]), torch.ones_like(more)], 2)
+        allowed = torch.cat([allowed.expand(scores.shape[0], -1, -1), outside.expand_as(more)], 2)
+        values = torch.cat([values, sequence.v[own][:, columns]], 1)
+    sinks = None if sequence.sinks is None else sequence.sinks[heads]
+    return _softmax(scores, allowed, weight, values, sinks)
+
+
+def _global_rows(
+    sequence: _Sequence, attributes: Attributes, views: list[torch.Tensor], out: torch.Tensor, lse: torch.Tensor
+) -> None:
+    """Overwrite the rows of global tokens: full attention with the (H, S, D) projections in `views`."""
+    assert sequence.is_global is not None
+    q, k, v = views
+    position = sequence.offset + torch.arange(q.shape[1], device=q.device)
+    inside = (position >= 0) & (position < k.shape[1])
+    rows = inside.nonzero()[:, 0]
+    rows = rows[sequence.is_global[position[rows]]]
+    heads = torch.arange(q.shape[0])
+    own = _key_heads(sequence, heads)
+    weight = torch.ones((), dtype=lse.dtype, device=q.device)
+    for part in rows.split(_BLOCK):
+        if not len(part):
+            continue
+        scores = _scores(q[:, part].to(lse.dtype), k[own].to(lse.dtype), attributes)
+        allowed = sequence.valid.expand(len(part), -1)
+        if attributes.is_causal:
+            allowed = allowed & (torch.arange(k.shape[1], device=q.device) <= position[part, None])
+        out[:, part], lse[:, part] = _softmax(scores, allowed, weight, v[own], sequence.sinks)
+
+
+def _key_heads(sequence: _Sequence, heads: torch.Tensor) -> torch.Tensor:
+    return heads // (sequence.q.shape[0] // sequence.k.shape[0])
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, attributes: Attributes) -> torch.Tensor:
+    scale = q.shape[-1] ** -0.5 if attributes.scale is None else attributes.scale
+    scores = (q @ k.transpose(1, 2)) * scale
+    if attributes.softcap > 0:
+        scores = torch.tanh(scores / attributes.softcap) * attributes.softcap
+    return scores
+
+
+def _softmax(
+    scores: torch.Tensor,
+    allowed: torch.Tensor,
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted softmax over the last axis of (h, rows, keys), times values (h, keys, D_v); and its log denominator."""
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    lowest = scores.new_full((*scores.shape[:2], 1), -torch.inf)
+    top = scores.amax(2, keepdim=True) if scores.shape[2] else lowest
+    if sinks is not None:
+        top = torch.maximum(top, sinks[:, None, None])
+    top = top.masked_fill(top == -torch.inf, 0)  # exp(-inf - 0) = 0; -inf - -inf would be NaN
+    terms = torch.exp(scores - top) * weight
+    total = terms.sum(2, keepdim=True)
+    if sinks is not None:
+        total = total + torch.exp(sinks[:, None, None] - top)
+    result = (terms @ values.to(terms.dtype)) / total.masked_fill(total == 0, 1)
+    return result.to(values.dtype), (top + torch.log(total))[..., 0]
