@@ -44,9 +44,7 @@ SLIDING_WINDOW_ATTENTION = Operator(
         Tensor("V", "T", _V_SHAPE, "Values."),
         Tensor("attn_mask", "bool", "(B, S_k)", "Key padding: True = attend.", optional=True),
         Tensor("nonpad_kv_seqlen", "int64", "(B,)", "Number of valid keys, as in ONNX Attention-25.", optional=True),
-        Tensor(
-            "global_mask", "bool", "(B, S_k)", "Tokens that see all keys and that all queries see.", optional=True
-        ),
+        Tensor("global_mask", "bool", "(B, S_k)", "Tokens that see all keys and that all queries see.", optional=True),
         Tensor("global_Q", "T", _Q_SHAPE, "Queries of the rows of global tokens.", optional=True),
         Tensor("global_K", "T", _K_SHAPE, "Keys for the rows of global tokens.", optional=True),
         Tensor("global_V", "T", _V_SHAPE, "Values for the rows of global tokens.", optional=True),
@@ -245,13 +243,13 @@ def _check_optional(inputs: Mapping[str, tuple[int, ...]], attributes: Attribute
     bias = inputs.get("band_bias")
     if bias is not None:
         if attributes.left_window_size < 0 or attributes.right_window_size < 0:
-            raise InvalidOperands("band_bias needs bounded windows: left_window_size and right_window_size of 0 or more")
+            raise InvalidOperands(
+                "band_bias needs bounded windows: left_window_size and right_window_size of 0 or more"
+            )
         width = attributes.left_window_size + attributes.right_window_size + 1
         allowed = ((1, batch), (1, heads), (1, seq_q), (width,))
         if len(bias) != 4 or any(got not in sizes for got, sizes in zip(bias, allowed, strict=True)):
-            raise InvalidOperands(
-                f"band_bias has shape {bias}: must be (1|{batch}, 1|{heads}, 1|{seq_q}, {width})"
-            )
+            raise InvalidOperands(f"band_bias has shape {bias}: must be (1|{batch}, 1|{heads}, 1|{seq_q}, {width})")
 
 
 def _expect(inputs: Mapping[str, tuple[int, ...]], name: str, expected: tuple[int, ...]) -> None:

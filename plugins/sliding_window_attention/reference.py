@@ -94,7 +94,9 @@ def sliding_window_attention(
                         ramp = (attributes.span_ramp + dtype_of(dtype)(spans[h]) - distance) / attributes.span_ramp
                         weight = np.where(is_global[None, :], 1, np.clip(ramp, 0, 1)).astype(dtype)
                 sink = None if sinks is None else dtype_of(dtype)(sinks[h])
-                out[b, h][rows], lse[b, h][rows] = _softmax_rows(scores, see & (weight > 0), weight, values[b, group], sink)
+                out[b, h][rows], lse[b, h][rows] = _softmax_rows(
+                    scores, see & (weight > 0), weight, values[b, group], sink
+                )
     if shapes.layout == "bsd":
         out = out.transpose(0, 2, 1, 3).reshape(shapes.output)
     return out, lse

@@ -1,0 +1,163 @@
+"""The whole way from MODEL to a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .bundle import MODEL_FILE, Bundle, check_destination, write_bundle
+from .conversion import Conversion
+from .errors import ExportFailed, NothingReplaced
+from .families import Family, find_family
+from .graph_io import name_dimensions, read_interface, save_model
+from .lowering import lower
+from .manifest import Manifest
+from .sites import find_sites
+from .sources import Source, SourceRequest, load_source
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Progress = Callable[[str], None]
+"""Called with a stage's name when the stage begins."""
+
+_VERSIONED = ("longspan", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A source with its conversion applied.
+
+    Attributes:
+        source: The model to trace.
+        family: The adapter that recognises its attention; None where the model calls longspan operators itself.
+        trained_length: Longest sequence before positions were extended; None where they were not.
+    """
+
+    source: Source
+    family: Family | None
+    trained_length: int | None
+
+    def faithful(self, conversion: Conversion) -> bool:
+        """Whether the sites compute what the model did before its attention was intercepted."""
+        return self.family is None or self.family.faithful(self.source.model, conversion)  # type: ignore[arg-type]
+
+
+def prepare(request: SourceRequest, conversion: Conversion) -> Prepared:
+    """Load a model, extend its positions where asked for, and find its family.
+
+    Raises:
+        InvalidRequest: the request or the conversion does not fit the model.
+        ExportFailed: the model cannot be loaded.
+        EnvironmentLacks: a package is missing.
+    """
+    from torch import nn
+
+    source = load_source(request)
+    trained_length = None
+    if conversion.max_positions is not None:
+        from .long_positions import extend_model
+
+        model, trained_length = extend_model(source.model, conversion.max_positions, conversion.alpha)  # type: ignore[arg-type]
+        source = dataclasses.replace(source, model=model, max_length=conversion.max_positions)
+    family = find_family(source.model, conversion) if isinstance(source.model, nn.Module) else None
+    return Prepared(source, family, trained_length)
+
+
+def export(
+    model: str | SourceRequest,
+    out: str | os.PathLike[str],
+    *,
+    conversion: Conversion = Conversion(),
+    force: bool = False,
+    progress: Progress = lambda stage: None,
+) -> Bundle:
+    """Trace a model, replace its attention, and write a bundle.
+
+    Args:
+        model: MODEL as the command line takes it, or a request with options.
+        out: Folder to write; it must be new, empty, or with `force` a bundle.
+        conversion: What to change in the model's mathematics.
+        force: Replace a bundle that stands at `out`.
+        progress: Told each stage.
+
+    Raises:
+        InvalidRequest: an argument is wrong; nothing was done.
+        ExportFailed: tracing or rewriting failed; `out` is as it was.
+        EnvironmentLacks: a package is missing.
+    """
+    from ..plugins.functions import attach_function_bodies
+    from .tracing import trace
+
+    request = SourceRequest(model) if isinstance(model, str) else model
+    destination = Path(out)
+    check_destination(destination, force)
+    progress("load")
+    prepared = prepare(request, conversion)
+    source, family = prepared.source, prepared.family
+    if conversion.window is not None and (family is None or family.name != "windowed-encoder"):
+        raise NothingReplaced(
+            f"--window: {source.record.model_class} has no dense self-attention that a window can replace; allowed: "
+            "bidirectional encoders on the transformers attention interface (BERT, RoBERTa, ELECTRA, …)"
+        )
+    progress("trace")
+    graph = trace(source, family, conversion)
+    progress("rewrite")
+    name_dimensions(graph)
+    recognised_by = f"family {family.name}" if family is not None else "longspan operator in the model"
+    sites = tuple(lower(site) for site in find_sites(graph, recognised_by))
+    attach_function_bodies(graph)
+    progress("save")
+    manifest = Manifest(
+        source=source.record,
+        conversion=conversion,
+        family=family.name if family is not None else "",
+        faithful=prepared.faithful(conversion),
+        approximation=_approximation(prepared, conversion),
+        max_length=source.max_length,
+        trained_length=prepared.trained_length,
+        inputs=(),
+        outputs=(),
+        sites=sites,
+        opset=graph.graph.opset_imports[""],
+        versions=_versions(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    return _write(destination, manifest, graph, source)
+
+
+def _write(destination: Path, manifest: Manifest, graph: ir.Model, source: Source) -> Bundle:
+    def write_model(folder: Path) -> Manifest:
+        file = folder / MODEL_FILE
+        save_model(graph, file)
+        inputs, outputs = read_interface(file, source.input_records)
+        return dataclasses.replace(manifest, inputs=inputs, outputs=outputs)
+
+    try:
+        return write_bundle(destination, write_model)
+    except OSError as error:
+        raise ExportFailed(f"{destination}: could not be written: {error.strerror or error}") from error
+
+
+def _approximation(prepared: Prepared, conversion: Conversion) -> str:
+    causes = []
+    if prepared.family is not None and not prepared.faithful(conversion):
+        causes.append(prepared.family.reason)
+    if prepared.trained_length is not None:
+        causes.append(f"positions extended beyond {prepared.trained_length}")
+    return "; ".join(causes)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,158 @@
+"""The bundle's manifest: what was exported, from what, how, and what may be expected of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .conversion import Conversion
+from .errors import BundleCorrupted
+from .sites import AttentionSite, Rung
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where a model came from, so that an export can be repeated and checked.
+
+    Attributes:
+        kind: ``"huggingface"``, ``"config"``, ``"factory"`` or ``"program"``.
+        location: The MODEL argument: a folder, file, ``file.py:factory`` or hub id.
+        model_class: Python class of the traced module.
+        files: SHA-256 of each file that was read, by name relative to `location`.
+        random_weights: Whether weights were drawn instead of read.
+        seed: Seed of the random weights and of the example inputs.
+        pickled_weights: Whether pickled weights were loaded (``--allow-pickle``).
+        remote_code: Whether the model's own Python code was allowed to run (``--trust-remote-code``).
+        inputs: Forward inputs that ``--inputs`` chose; empty for the default choice.
+    """
+
+    kind: str
+    location: str
+    model_class: str
+    files: dict[str, str]
+    random_weights: bool = False
+    seed: int = 0
+    pickled_weights: bool = False
+    remote_code: bool = False
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """One graph input, as read back from the written file.
+
+    Attributes:
+        name: Input name.
+        dtype: numpy type name.
+        shape: A size, or ``"batch"`` or ``"sequence"``, or another symbol, per dimension.
+        role: ``"tokens"``, ``"padding_mask"``, ``"global_mask"`` or ``"data"``; decides how checking fills it.
+        low: Smallest value to draw (integers).
+        high: Largest value to draw, inclusive (integers).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    role: str
+    low: int = 0
+    high: int = 1
+
+
+@dataclass(frozen=True)
+class OutputRecord:
+    """One graph output, as read back from the written file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle but its weights.
+
+    Attributes:
+        source: Where the model came from.
+        conversion: What was changed in its mathematics before tracing.
+        family: Name of the adapter that recognised the sites; empty when the model held longspan operators itself.
+        faithful: Whether the sites compute what the original model does; else `approximation` says what differs.
+        approximation: Where the approximation error comes from; empty when faithful and not converted.
+        max_length: Longest sequence that the model accepts; None when unlimited.
+        trained_length: Longest sequence that the original model accepts; None when unlimited or the same.
+        inputs: Graph inputs.
+        outputs: Graph outputs.
+        sites: Attention sites with their lowering.
+        opset: Opset of the default domain.
+        versions: Versions of the packages that took part.
+        created: UTC time, ISO 8601.
+        files: SHA-256 of each file of the bundle but this one.
+        schema_version: Version of this record.
+    """
+
+    source: SourceRecord
+    conversion: Conversion
+    family: str
+    faithful: bool
+    approximation: str
+    max_length: int | None
+    trained_length: int | None
+    inputs: tuple[InputRecord, ...]
+    outputs: tuple[OutputRecord, ...]
+    sites: tuple[AttentionSite, ...]
+    opset: int
+    versions: dict[str, str]
+    created: str
+    files: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse what `to_json` wrote.
+
+        Raises:
+            BundleCorrupted: the text is not a manifest of a supported version.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            version = data["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise BundleCorrupted(
+                    f"manifest.json has schema version {version}; allowed: {SCHEMA_VERSION}; next step: export again"
+                )
+            data["source"] = SourceRecord(**_tuples(data["source"], "inputs"))
+            data["conversion"] = Conversion(**data["conversion"])
+            data["inputs"] = tuple(InputRecord(**_tuples(record, "shape")) for record in data["inputs"])
+            data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
+            data["sites"] = tuple(_site(record) for record in data["sites"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleCorrupted(f"manifest.json is not a Longspan manifest: {error!r}") from error
+
+
+def _site(record: dict[str, Any]) -> AttentionSite:
+    record = _tuples(record, "inputs")
+    record["ladder"] = tuple(Rung(**rung) for rung in record["ladder"])
+    return AttentionSite(**record)
+
+
+def _tuples(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {name: tuple(value) if name in keys else value for name, value in record.items()}
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

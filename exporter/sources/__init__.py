@@ -1,0 +1,32 @@
+"""Everything that MODEL may be: a Hugging Face model, a factory in a Python file, an exported program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .base import Source, SourceRequest
+
+__all__ = ["Source", "SourceRequest", "load_source"]
+
+
+def load_source(request: SourceRequest) -> Source:
+    """Load the model that `request` names.
+
+    Raises:
+        InvalidRequest: the location does not exist, is of no known kind, or the options do not fit it.
+        EnvironmentLacks: a package that this kind of model needs is not installed.
+        ExportFailed: the model exists and cannot be loaded.
+    """
+    location = request.location
+    if Path(location).suffix == ".pt2":
+        from .program import load_program
+
+        return load_program(request)
+    path, separator, _ = location.rpartition(":")
+    if separator and path.endswith(".py"):
+        from .factory import load_factory
+
+        return load_factory(request)
+    from .huggingface import load_huggingface
+
+    return load_huggingface(request)

@@ -1,0 +1,97 @@
+"""What every kind of MODEL argument is loaded into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..manifest import InputRecord, SourceRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+BATCH = "batch"
+SEQUENCE = "sequence"
+
+# Examples avoid 0 and 1, which torch.export specialises, and powers of two, which hide alignment assumptions.
+EXAMPLE_BATCH = 2
+EXAMPLE_LENGTH = 150
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """Which model to load and what that may do.
+
+    Attributes:
+        location: Folder, configuration file, ``file.py:factory``, ``.pt2`` or hub id.
+        random_weights: Draw small random weights of the same architecture instead of reading weights.
+        seed: Seed of random weights and example inputs.
+        allow_pickle: Read weights that are stored as pickles, which can run any code.
+        trust_remote_code: Let the model's own Python code run.
+        inputs: Forward inputs to trace with; empty for the default choice.
+    """
+
+    location: str
+    random_weights: bool = False
+    seed: int = 0
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    inputs: tuple[str, ...] = ()
+
+    @classmethod
+    def again(cls, record: SourceRecord, location: str | None = None) -> SourceRequest:
+        """The request that loads what `record` describes, optionally from where it is now."""
+        return cls(
+            location=location or record.location,
+            random_weights=record.random_weights,
+            seed=record.seed,
+            allow_pickle=record.pickled_weights,
+            trust_remote_code=record.remote_code,
+            inputs=record.inputs,
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded model, ready to be traced.
+
+    Attributes:
+        record: Where it came from.
+        model: The module in evaluation mode, or an exported program.
+        example_inputs: Forward inputs by name.
+        dynamic_shapes: ``torch.export`` specification of the dimensions that vary.
+        input_records: How to draw other inputs, by name; the file that is written decides names and shapes.
+        max_length: Longest sequence that the model accepts; None when unlimited.
+    """
+
+    record: SourceRecord
+    model: nn.Module | ExportedProgram
+    example_inputs: Mapping[str, torch.Tensor]
+    dynamic_shapes: Any
+    input_records: Mapping[str, InputRecord]
+    max_length: int | None
+
+
+def record_input(name: str, example: torch.Tensor, vocabulary: tuple[int, int] | None = None) -> InputRecord:
+    """Describe how to draw an input like `example`.
+
+    Args:
+        name: Forward name; ``…attention_mask`` names are masks.
+        example: Example value; integers are drawn from its range.
+        vocabulary: Smallest and largest token id, where `name` holds tokens.
+    """
+    role = "data"
+    low, high = 0, 1
+    if name == "global_attention_mask":
+        role = "global_mask"
+    elif name == "attention_mask" and example.dim() == 2:
+        role = "padding_mask"
+    elif vocabulary is not None:
+        role, (low, high) = "tokens", vocabulary
+    elif not example.is_floating_point() and example.numel():
+        low, high = int(example.min()), int(example.max())
+    shape = (BATCH, SEQUENCE, *example.shape[2:])[: example.dim()]
+    return InputRecord(name, str(example.dtype).removeprefix("torch."), shape, role, low, high)

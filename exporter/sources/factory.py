@@ -1,0 +1,95 @@
+"""``file.py:factory``: a function that returns a module and example inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import ExportFailed, InvalidRequest
+from ..manifest import SourceRecord, sha256_of
+from .base import BATCH, SEQUENCE, Source, SourceRequest, record_input
+
+_CONTRACT = "must return (module, example_inputs: dict of tensors) or (module, example_inputs, dynamic_shapes)"
+
+
+def load_factory(request: SourceRequest) -> Source:
+    """Call the factory.
+
+    The module's parameters are what the factory makes them; torch's generator is seeded before the call. Without
+    dynamic shapes, dimension 0 of every input is the batch and dimension 1 the sequence.
+
+    Raises:
+        InvalidRequest: the file or the function does not exist, or an option does not apply.
+        ExportFailed: the factory fails or returns something else than its contract says.
+    """
+    import torch
+
+    file, _, name = request.location.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InvalidRequest(f"{path}: no such file; give file.py:factory")
+    if request.random_weights or request.inputs:
+        raise InvalidRequest(f"{path}: --random-weights and --inputs do not apply: the factory decides both")
+    factory = getattr(_import(path), name, None)
+    if not callable(factory):
+        raise InvalidRequest(f"{path}: has no function {name!r}; give file.py:factory")
+    torch.manual_seed(request.seed)
+    try:
+        result = factory()
+    except Exception as error:
+        raise ExportFailed(f"{request.location}: the factory raised {type(error).__name__}: {error}") from error
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise ExportFailed(f"{request.location}: returned {type(result).__name__}; it {_CONTRACT}")
+    module, examples, *rest = result
+    if not isinstance(module, torch.nn.Module) or not _is_tensor_dict(examples):
+        raise ExportFailed(f"{request.location}: returned other types; it {_CONTRACT}")
+    record = SourceRecord(
+        kind="factory",
+        location=request.location,
+        model_class=f"{type(module).__module__}.{type(module).__qualname__}",
+        files={path.name: sha256_of(path)},
+        seed=request.seed,
+    )
+    records = {key: record_input(key, value) for key, value in examples.items()}
+    shapes = rest[0] if rest else dynamic_batch_and_sequence(examples)
+    return Source(record, module.eval(), examples, shapes, records, _max_length(module))
+
+
+def dynamic_batch_and_sequence(examples: dict[str, Any]) -> dict[str, dict[int, Any]]:
+    """Dimension 0 of every input as the batch, dimension 1 as the sequence."""
+    import torch
+
+    dims = (torch.export.Dim(BATCH), torch.export.Dim(SEQUENCE))
+    return {name: dict(enumerate(dims[: value.dim()])) for name, value in examples.items()}
+
+
+def _max_length(module: Any) -> int | None:
+    from .huggingface import max_length
+
+    return max_length(module)
+
+
+def _is_tensor_dict(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, dict) and bool(value) and all(isinstance(item, torch.Tensor) for item in value.values())
+
+
+def _import(path: Path) -> ModuleType:
+    """Import the file under its own name, with its folder importable meanwhile as for a script."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    sys.modules[path.stem] = module
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise ExportFailed(f"{path}: importing it raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module

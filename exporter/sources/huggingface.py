@@ -1,0 +1,265 @@
+"""Hugging Face models: a local folder, a hub id, or a configuration with random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EnvironmentLacks, ExportFailed, InvalidRequest
+from ..manifest import SourceRecord, sha256_of
+from .base import EXAMPLE_BATCH, EXAMPLE_LENGTH, Source, SourceRequest, record_input
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_READ_SUFFIXES = (".json", ".safetensors", ".py", *_PICKLED_SUFFIXES)
+
+# Sizes of a model with random weights: the architecture stays, the numbers shrink to them.
+_SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1024,
+}
+# Wide enough for attention that is far from uniform, so that a wrong mask shows in the output.
+_INITIALIZER_RANGE = 0.1
+
+
+def load_huggingface(request: SourceRequest) -> Source:
+    """Load a model with the class that its configuration names.
+
+    Raises:
+        InvalidRequest: no such model, or what it needs was not allowed (pickles, remote code).
+        EnvironmentLacks: transformers is not installed, or the hub cannot be reached.
+        ExportFailed: transformers cannot load it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "Hugging Face models need transformers, which is not installed; next step: pip install 'longspan[hf]'"
+        ) from error
+    import torch
+
+    folder = _locate(request)
+    config = _load_config(request)
+    torch.manual_seed(request.seed)
+    with _quiet(transformers):
+        if request.random_weights:
+            shrink(config)
+            model = _model_class(transformers, config, request)._from_config(config, dtype=torch.float32)
+        else:
+            model = _pretrained(transformers, config, request, folder)
+    model = model.eval()
+    examples = _example_inputs(model, request)
+    vocabulary = _vocabulary(config)
+    records = {
+        name: record_input(name, value, vocabulary if name == "input_ids" else None) for name, value in examples.items()
+    }
+    record = SourceRecord(
+        kind="config" if request.random_weights else "huggingface",
+        location=request.location,
+        model_class=f"{type(model).__module__}.{type(model).__qualname__}",
+        files=_hashes(request, folder),
+        random_weights=request.random_weights,
+        seed=request.seed,
+        pickled_weights=request.allow_pickle,
+        remote_code=request.trust_remote_code,
+        inputs=request.inputs,
+    )
+    from .factory import dynamic_batch_and_sequence
+
+    return Source(record, model, examples, dynamic_batch_and_sequence(examples), records, max_length(model))
+
+
+def max_length(model: Any) -> int | None:
+    """Tokens that a model accepts, from its table of positions or its configuration; None when unlimited."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and hasattr(module, "num_embeddings"):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - first)
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def shrink(config: PretrainedConfig) -> None:
+    """Reduce a configuration in place to a model that runs in a second, with every special token still valid."""
+    for name, size in _SMALL.items():
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > size:
+            setattr(config, name, size)
+    if getattr(config, "head_dim", None):
+        config.head_dim = config.hidden_size // config.num_attention_heads
+    if hasattr(config, "initializer_range"):
+        config.initializer_range = _INITIALIZER_RANGE
+    for name, value in vars(config).items():
+        if name.endswith("_token_id") and isinstance(value, int) and value >= config.vocab_size:
+            setattr(config, name, config.vocab_size - 1)
+        # One entry per layer: attention_window, layer_types, …
+        elif isinstance(value, list) and len(value) > config.num_hidden_layers and name != "architectures":
+            setattr(config, name, value[: config.num_hidden_layers])
+
+
+def _locate(request: SourceRequest) -> Path | None:
+    """The local folder, or None for a configuration file or a hub id.
+
+    Raises:
+        InvalidRequest: the location is neither, or its files do not fit the options.
+    """
+    path = Path(request.location)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InvalidRequest(f"{path}: has no config.json; give a folder that save_pretrained wrote")
+        if not request.random_weights and not request.allow_pickle and not list(path.glob("*.safetensors")):
+            pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED_SUFFIXES)
+            if pickled:
+                raise InvalidRequest(
+                    f"{path}: its weights are pickled ({', '.join(pickled)}), and pickles can run any code; convert "
+                    "them to safetensors, or if you trust them, add --allow-pickle"
+                )
+            raise InvalidRequest(
+                f"{path}: has no weights (*.safetensors); for an architecture without weights, add --random-weights"
+            )
+        return path
+    if path.is_file():
+        if path.suffix != ".json":
+            raise InvalidRequest(f"{path}: of no known kind; give a folder, config.json, file.py:factory or .pt2")
+        if not request.random_weights:
+            raise InvalidRequest(f"{path}: is a configuration without weights; add --random-weights")
+        return None
+    if path.suffix or request.location.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(request.location):
+        raise InvalidRequest(f"{request.location}: no such file or folder, and not a hub id (owner/name)")
+    return None
+
+
+def _load_config(request: SourceRequest) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(request.location, trust_remote_code=request.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(request, error) from error
+
+
+def _model_class(transformers: Any, config: PretrainedConfig, request: SourceRequest) -> Any:
+    """The class that the configuration names, else the base model of its type."""
+    for name in config.architectures or []:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    if request.random_weights:
+        mapping = transformers.AutoModel._model_mapping
+        if type(config) in mapping:
+            return mapping[type(config)]
+        raise InvalidRequest(f"{request.location}: transformers has no model class for {type(config).__name__}")
+    return transformers.AutoModel
+
+
+def _pretrained(transformers: Any, config: Any, request: SourceRequest, folder: Path | None) -> PreTrainedModel:
+    import torch
+
+    try:
+        model, loading = _model_class(transformers, config, request).from_pretrained(
+            folder or request.location,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=request.trust_remote_code,
+            use_safetensors=None if request.allow_pickle else True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _load_error(request, error) from error
+    # Weights of a head that the checkpoint lacks are drawn by transformers; refuse rather than export noise, but let
+    # the pooler pass, which sentence encoders are saved without and which leaves the other outputs right.
+    missing = sorted(name for name in loading["missing_keys"] if "pooler." not in name)
+    if missing:
+        raise ExportFailed(
+            f"{request.location}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}: "
+            f'{", ".join(missing[:3])}…; check "architectures" in config.json'
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _load_error(request: SourceRequest, error: Exception) -> Exception:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return InvalidRequest(
+            f"{request.location}: comes with Python code of its own; if you trust it, add --trust-remote-code"
+        )
+    first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if not Path(request.location).exists() and isinstance(error, OSError):
+        return EnvironmentLacks(
+            f"{request.location}: no such folder, and the hub did not give it ({first_line}); next step: check the "
+            "name, or download the model and give its folder"
+        )
+    return ExportFailed(f"{request.location}: transformers cannot load it: {first_line}")
+
+
+def _example_inputs(model: PreTrainedModel, request: SourceRequest) -> dict[str, torch.Tensor]:
+    import torch
+
+    parameters = inspect.signature(model.forward).parameters
+    config = model.config
+    generator = torch.Generator().manual_seed(request.seed)
+    low, high = _vocabulary(config)
+    length = min(EXAMPLE_LENGTH, max_length(model) or EXAMPLE_LENGTH)
+    shape = (EXAMPLE_BATCH, length)
+    mask = torch.ones(shape, dtype=torch.int64)
+    mask[-1, -3:] = 0
+    first = torch.zeros(shape, dtype=torch.int64)
+    first[:, 0] = 1
+    available = {
+        "input_ids": torch.randint(low, high + 1, shape, generator=generator),
+        "attention_mask": mask,
+        "global_attention_mask": first,
+    }
+    types = getattr(config, "type_vocab_size", 0) or 0
+    if types > 1:
+        available["token_type_ids"] = torch.randint(0, types, shape, generator=generator)
+    available = {name: value for name, value in available.items() if name in parameters}
+    if "input_ids" not in available:
+        raise ExportFailed(f"{request.location}: {type(model).__name__} does not take input_ids; use file.py:factory")
+    unknown = [name for name in request.inputs if name not in available]
+    if unknown:
+        raise InvalidRequest(f"--inputs {', '.join(unknown)}: not among {', '.join(available)}")
+    return {name: available[name] for name in request.inputs or available}
+
+
+def _vocabulary(config: Any) -> tuple[int, int]:
+    """Smallest and largest token id to draw. Padding tokens are left out: some models count positions by them."""
+    pad = getattr(config, "pad_token_id", None)
+    low = pad + 1 if isinstance(pad, int) and 0 <= pad < config.vocab_size // 2 else 0
+    return low, config.vocab_size - 1
+
+
+def _hashes(request: SourceRequest, folder: Path | None) -> dict[str, str]:
+    path = Path(request.location)
+    if path.is_file():
+        return {path.name: sha256_of(path)}
+    if folder is None:
+        return {}
+    wanted = ("config.json",) if request.random_weights else None
+    files = (file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _READ_SUFFIXES)
+    return {file.name: sha256_of(file) for file in files if wanted is None or file.name in wanted}
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers' progress bars and hints off the terminal while loading; errors still raise."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

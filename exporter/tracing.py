@@ -1,0 +1,142 @@
+"""From a loaded model to an ONNX graph whose attention sites are longspan nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .conversion import Conversion
+from .errors import ExportFailed, NothingReplaced
+from .families import Family
+from .sites import longspan_nodes
+from .sources import Source
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 20
+"""Opset of the traced graph; newer ones turn attention into ops with batch-1 caches or length x length masks."""
+
+
+def trace(source: Source, family: Family | None, conversion: Conversion) -> ir.Model:
+    """Trace a model with its attention intercepted.
+
+    Args:
+        source: The loaded model.
+        family: The adapter to intercept with; None where the model calls longspan operators itself.
+        conversion: What the user asked to change.
+
+    Returns:
+        The ONNX graph, optimized, with one longspan node per site and no function bodies yet.
+
+    Raises:
+        NothingReplaced: no site became a longspan node.
+        ExportFailed: torch.export or torch.onnx failed, or a site was not replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        if family is not None:
+            stack.enter_context(family.intercept(source.model, conversion))  # type: ignore[arg-type]
+        stack.enter_context(_quiet())
+        try:
+            model = _export(source)
+        except Exception as error:
+            raise ExportFailed(_explain(source, error)) from error
+    replaced = sum(1 for _ in longspan_nodes(model))
+    expected = len(family.sites(source.model, conversion)) if family is not None else None  # type: ignore[arg-type]
+    if not replaced:
+        raise NothingReplaced(
+            f"{source.record.location}: no attention site was replaced in {source.record.model_class}; "
+            "see docs/families.md for what is recognised, or call longspan's operator in the model"
+        )
+    if expected is not None and replaced != expected:
+        raise ExportFailed(
+            f"{source.record.location}: {replaced} of {expected} attention sites were replaced; the model does not "
+            "call them all, or calls some twice"
+        )
+    return model
+
+
+def trace_stock(source: Source) -> ir.Model:
+    """Trace the unchanged model as a user without Longspan would; the baseline of benchmarks.
+
+    Raises:
+        ExportFailed: the stock exporter cannot export the model; the text says why.
+    """
+    with _quiet():
+        try:
+            return _export(source)
+        except Exception as error:
+            raise ExportFailed(_explain(source, error)) from error
+
+
+def _export(source: Source) -> ir.Model:
+    import torch
+
+    from ..plugins.sliding_window_attention.torch_op import onnx_translation_table
+
+    table = onnx_translation_table()
+    if source.record.kind in ("huggingface", "config"):
+        from transformers.exporters import OnnxConfig, OnnxExporter, exporter_onnx
+
+        config = OnnxConfig(dynamic=True, dynamic_shapes=source.dynamic_shapes, opset_version=OPSET)
+        with _extended(exporter_onnx._ONNX_TRANSLATION_TABLE, table):
+            exported = OnnxExporter().export(source.model, dict(source.example_inputs), config=config)
+        return exported.program
+    with torch.no_grad():
+        if source.record.kind == "program":
+            program = torch.onnx.export(
+                source.model, dynamo=True, opset_version=OPSET, custom_translation_table=table, verbose=False
+            )
+        else:
+            program = torch.onnx.export(
+                source.model,
+                (),
+                kwargs=dict(source.example_inputs),
+                dynamic_shapes=source.dynamic_shapes,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=table,
+                verbose=False,
+            )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _extended(table: dict[Any, Any], entries: dict[Any, Any]) -> Iterator[None]:
+    """transformers' exporter takes no translations of its caller, so its table holds ours for the time of a trace."""
+    table.update(entries)
+    try:
+        yield
+    finally:
+        for key in entries:
+            table.pop(key)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporters print and warn about; an exception carries what matters."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "transformers", "torch.export", "torch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _explain(source: Source, error: Exception) -> str:
+    """The stage and the first telling line of a failed trace."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{source.record.location}: tracing failed: {type(cause).__name__}: {lines[0] if lines else ''}"
