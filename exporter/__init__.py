@@ -16,11 +16,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .bench import bench
+    from .throughput import bench
     from .bundle import Bundle
-    from .check import check
-    from .export import export
-    from .inspect import inspect
+    from .parity import check
+    from .pipeline import export
+    from .inspection import inspect
     from .sources import SourceRequest
 
 __all__ = [
@@ -40,14 +40,15 @@ __all__ = [
     "inspect",
 ]
 
-# Each name is imported when it is first used: torch and onnxruntime take seconds to import.
+# Each name is imported when it is first used: torch and onnxruntime take seconds to import. No module bears the name of
+# a function of this package, because importing it would put the module in the function's place.
 _LAZY = {
     "Bundle": "bundle",
     "SourceRequest": "sources",
-    "bench": "bench",
-    "check": "check",
-    "export": "export",
-    "inspect": "inspect",
+    "bench": "throughput",
+    "check": "parity",
+    "export": "pipeline",
+    "inspect": "inspection",
 }
 
 

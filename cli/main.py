@@ -1,0 +1,77 @@
+"""The command group; each command is a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from .errors import exit_code
+
+_COMMANDS = {
+    "export": "Trace a model, replace its attention, write a bundle.",
+    "check": "Prove that a bundle computes what its model does.",
+    "bench": "Time a bundle against the stock export and dense attention.",
+    "inspect": "List the attention sites of a model or a bundle.",
+    "doctor": "Say what this machine has, what it lacks, and what that costs.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists commands without importing them, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{name}", __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="longspan")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Export long-context models with sparse attention to ONNX, prove them equal, and time them.
+
+    Exit codes: 0 pass, 1 a threshold failed, 2 usage, 3 export or build failed, 4 the environment lacks something, 5 the
+    fallback ran where a kernel was required, 130 interrupted.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Run the command line and exit with one of the codes in `errors`."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    # --debug may stand anywhere, also behind the command that failed.
+    arguments = (["--debug"] if debug else []) + [argument for argument in arguments if argument != "--debug"]
+    sys.exit(run(arguments, debug))
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """Run `arguments` and return the exit code; errors become one line on stderr unless `debug`."""
+    try:
+        result: Any = cli.main(arguments, prog_name="longspan", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("longspan: interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:
+        code = exit_code(error)
+        if debug or code is None:
+            raise
+        click.echo(f"longspan: error: {error}", err=True)
+        return code
+    return result if isinstance(result, int) else 0
