@@ -43,8 +43,8 @@ class _LazyGroup(click.Group):
 def cli(ctx: click.Context, debug: bool) -> None:
     """Export long-context models with sparse attention to ONNX, prove them equal, and time them.
 
-    Exit codes: 0 pass, 1 a threshold failed, 2 usage, 3 export or build failed, 4 the environment lacks something, 5 the
-    fallback ran where a kernel was required, 130 interrupted.
+    Exit codes: 0 pass, 1 a threshold failed, 2 usage, 3 export or build failed, 4 the environment lacks something,
+    5 the fallback ran where a kernel was required, 130 interrupted.
     """
     ctx.obj = {"debug": debug}
 

@@ -16,12 +16,12 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .throughput import bench
     from .bundle import Bundle
+    from .inspection import inspect
     from .parity import check
     from .pipeline import export
-    from .inspection import inspect
     from .sources import SourceRequest
+    from .throughput import bench
 
 __all__ = [
     "Bundle",

@@ -47,3 +47,7 @@ class Conversion:
                 f"--alpha {self.alpha}: must lie strictly between 0 and 1 and differ from 0.5, where positions "
                 "(i, j) and (j, i) become one; the paper's value is 0.4"
             )
+
+
+UNCHANGED = Conversion()
+"""The model as it is."""

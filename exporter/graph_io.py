@@ -67,8 +67,8 @@ def read_interface(
         for wanted, got in zip(record.shape, shape, strict=True):
             if isinstance(wanted, str) and not isinstance(got, str):
                 raise ExportFailed(
-                    f"input {value.name}: tracing fixed the {wanted} dimension to {got}; the model compares or branches "
-                    "on it; look for such code, or give dynamic_shapes that allow it"
+                    f"input {value.name}: tracing fixed the {wanted} dimension to {got}; the model compares or "
+                    "branches on it; look for such code, or give dynamic_shapes that allow it"
                 )
         inputs.append(InputRecord(record.name, _dtype(value), shape, record.role, record.low, record.high))
     return tuple(inputs), tuple(OutputRecord(v.name, _dtype(v), _shape(v)) for v in graph.output)

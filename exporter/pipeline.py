@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import MODEL_FILE, Bundle, check_destination, write_bundle
-from .conversion import Conversion
+from .conversion import UNCHANGED, Conversion
 from .errors import ExportFailed, NothingReplaced
 from .families import Family, find_family
 from .graph_io import name_dimensions, read_interface, save_model
 from .lowering import lower
 from .manifest import Manifest
-from .sites import find_sites
+from .sites import AttentionSite, find_sites
 from .sources import Source, SourceRequest, load_source
 
 if TYPE_CHECKING:
@@ -69,11 +69,56 @@ def prepare(request: SourceRequest, conversion: Conversion) -> Prepared:
     return Prepared(source, family, trained_length)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """A traced graph with its sites lowered, not yet written.
+
+    Attributes:
+        prepared: What was traced.
+        graph: The ONNX graph with function bodies attached.
+        sites: Its attention sites.
+    """
+
+    prepared: Prepared
+    graph: ir.Model
+    sites: tuple[AttentionSite, ...]
+
+
+def rewrite(request: SourceRequest, conversion: Conversion, progress: Progress = lambda stage: None) -> Rewritten:
+    """Load and trace a model, find its sites and lower them; everything that `export` does but writing.
+
+    Raises:
+        InvalidRequest: an argument is wrong.
+        NothingReplaced: the model has no site, or none that the conversion applies to.
+        ExportFailed: loading or tracing failed.
+        EnvironmentLacks: a package is missing.
+    """
+    from ..plugins.functions import attach_function_bodies
+    from .tracing import trace
+
+    progress("load")
+    prepared = prepare(request, conversion)
+    source, family = prepared.source, prepared.family
+    if conversion.window is not None and (family is None or family.name != "windowed-encoder"):
+        raise NothingReplaced(
+            f"--window: {source.record.model_class} has no dense self-attention that a window can replace; allowed: "
+            "bidirectional encoders on the transformers attention interface (BERT, RoBERTa, ELECTRA, …)"
+        )
+    progress("trace")
+    graph = trace(source, family, conversion)
+    progress("rewrite")
+    name_dimensions(graph)
+    recognised_by = f"family {family.name}" if family is not None else "longspan operator in the model"
+    sites = tuple(lower(site) for site in find_sites(graph, recognised_by))
+    attach_function_bodies(graph)
+    return Rewritten(prepared, graph, sites)
+
+
 def export(
     model: str | SourceRequest,
     out: str | os.PathLike[str],
     *,
-    conversion: Conversion = Conversion(),
+    conversion: Conversion = UNCHANGED,
     force: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Bundle:
@@ -91,27 +136,11 @@ def export(
         ExportFailed: tracing or rewriting failed; `out` is as it was.
         EnvironmentLacks: a package is missing.
     """
-    from ..plugins.functions import attach_function_bodies
-    from .tracing import trace
-
     request = SourceRequest(model) if isinstance(model, str) else model
     destination = Path(out)
     check_destination(destination, force)
-    progress("load")
-    prepared = prepare(request, conversion)
-    source, family = prepared.source, prepared.family
-    if conversion.window is not None and (family is None or family.name != "windowed-encoder"):
-        raise NothingReplaced(
-            f"--window: {source.record.model_class} has no dense self-attention that a window can replace; allowed: "
-            "bidirectional encoders on the transformers attention interface (BERT, RoBERTa, ELECTRA, …)"
-        )
-    progress("trace")
-    graph = trace(source, family, conversion)
-    progress("rewrite")
-    name_dimensions(graph)
-    recognised_by = f"family {family.name}" if family is not None else "longspan operator in the model"
-    sites = tuple(lower(site) for site in find_sites(graph, recognised_by))
-    attach_function_bodies(graph)
+    rewritten = rewrite(request, conversion, progress)
+    prepared, source, family = rewritten.prepared, rewritten.prepared.source, rewritten.prepared.family
     progress("save")
     manifest = Manifest(
         source=source.record,
@@ -123,12 +152,12 @@ def export(
         trained_length=prepared.trained_length,
         inputs=(),
         outputs=(),
-        sites=sites,
-        opset=graph.graph.opset_imports[""],
+        sites=rewritten.sites,
+        opset=rewritten.graph.graph.opset_imports[""],
         versions=_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    return _write(destination, manifest, graph, source)
+    return _write(destination, manifest, rewritten.graph, source)
 
 
 def _write(destination: Path, manifest: Manifest, graph: ir.Model, source: Source) -> Bundle:

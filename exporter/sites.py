@@ -59,6 +59,24 @@ class AttentionSite:
         return operator(self.operator)
 
     @property
+    def pattern(self) -> str:
+        """The band in words, e.g. ``"256 left, 256 right, dilation 2, causal"``."""
+        sides = ("left_window_size", "left"), ("right_window_size", "right")
+        words = [f"{size if (size := self.attributes.get(name, -1)) >= 0 else 'all'} {side}" for name, side in sides]
+        dilation = self.attributes.get("dilation", [1])
+        if max(dilation) > 1:
+            words.append(f"dilation {'/'.join(str(step) for step in dilation)}")
+        if self.attributes.get("is_causal", 0):
+            words.append("causal")
+        return ", ".join(words)
+
+    @property
+    def heads(self) -> str:
+        """Query heads, and key heads where they differ; empty where the node leaves them to its 4-D inputs."""
+        query, key = (self.attributes.get(name, 0) for name in ("q_num_heads", "kv_num_heads"))
+        return "" if not query else f"{query}" if query == key else f"{query} / {key}"
+
+    @property
     def reach(self) -> int:
         """Largest distance in tokens between a query and a key of its band; -1 when unbounded."""
         sides = (self.attributes.get("left_window_size", -1), self.attributes.get("right_window_size", -1))

@@ -14,6 +14,7 @@ from .errors import ExportFailed, NothingReplaced
 from .families import Family
 from .sites import longspan_nodes
 from .sources import Source
+from .sources.base import BATCH, SEQUENCE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,7 +83,7 @@ def _export(source: Source) -> ir.Model:
     if source.record.kind in ("huggingface", "config"):
         from transformers.exporters import OnnxConfig, OnnxExporter, exporter_onnx
 
-        config = OnnxConfig(dynamic=True, dynamic_shapes=source.dynamic_shapes, opset_version=OPSET)
+        config = OnnxConfig(dynamic=True, dynamic_shapes=_dynamic_shapes(source), opset_version=OPSET)
         with _extended(exporter_onnx._ONNX_TRANSLATION_TABLE, table):
             exported = OnnxExporter().export(source.model, dict(source.example_inputs), config=config)
         return exported.program
@@ -96,7 +97,7 @@ def _export(source: Source) -> ir.Model:
                 source.model,
                 (),
                 kwargs=dict(source.example_inputs),
-                dynamic_shapes=source.dynamic_shapes,
+                dynamic_shapes=_dynamic_shapes(source),
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table=table,
@@ -106,9 +107,19 @@ def _export(source: Source) -> ir.Model:
     return program.model
 
 
+def _dynamic_shapes(source: Source) -> Any:
+    """The user's specification, else batch and sequence, named, so that torch.export refuses to fix one silently."""
+    import torch
+
+    if source.dynamic_shapes is not None:
+        return source.dynamic_shapes
+    dims = (torch.export.Dim(BATCH), torch.export.Dim(SEQUENCE, max=source.max_length))
+    return {name: dict(enumerate(dims[: value.dim()])) for name, value in source.example_inputs.items()}
+
+
 @contextlib.contextmanager
 def _extended(table: dict[Any, Any], entries: dict[Any, Any]) -> Iterator[None]:
-    """transformers' exporter takes no translations of its caller, so its table holds ours for the time of a trace."""
+    """Lend entries to the table of transformers' exporter, which takes none from its caller."""
     table.update(entries)
     try:
         yield
@@ -120,7 +131,8 @@ def _extended(table: dict[Any, Any], entries: dict[Any, Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back what the exporters print and warn about; an exception carries what matters."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "transformers", "torch.export", "torch")]
+    names = ("torch", "torch.export", "torch.onnx", "onnxscript", "transformers")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -138,5 +150,5 @@ def _explain(source: Source, error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{source.record.location}: tracing failed: {type(cause).__name__}: {lines[0] if lines else ''}"
+    lines = [line.strip(" -") for line in str(cause).splitlines() if line.strip()]
+    return f"{source.record.location}: tracing failed: {type(cause).__name__}: {' '.join(lines[:2])}"

@@ -62,7 +62,8 @@ class Source:
         record: Where it came from.
         model: The module in evaluation mode, or an exported program.
         example_inputs: Forward inputs by name.
-        dynamic_shapes: ``torch.export`` specification of the dimensions that vary.
+        dynamic_shapes: ``torch.export`` specification of the dimensions that vary, as the user gave it; None for batch
+            and sequence in dimensions 0 and 1 of every input.
         input_records: How to draw other inputs, by name; the file that is written decides names and shapes.
         max_length: Longest sequence that the model accepts; None when unlimited.
     """
@@ -95,3 +96,13 @@ def record_input(name: str, example: torch.Tensor, vocabulary: tuple[int, int] |
         low, high = int(example.min()), int(example.max())
     shape = (BATCH, SEQUENCE, *example.shape[2:])[: example.dim()]
     return InputRecord(name, str(example.dtype).removeprefix("torch."), shape, role, low, high)
+
+
+def max_length(model: Any) -> int | None:
+    """Tokens that a model accepts, from its table of positions or its configuration; None when unlimited."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and hasattr(module, "num_embeddings"):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - first)
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return int(limit) if limit else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ExportFailed, InvalidRequest
 from ..manifest import SourceRecord, sha256_of
-from .base import BATCH, SEQUENCE, Source, SourceRequest, record_input
+from .base import Source, SourceRequest, max_length, record_input
 
 _CONTRACT = "must return (module, example_inputs: dict of tensors) or (module, example_inputs, dynamic_shapes)"
 
@@ -54,22 +54,7 @@ def load_factory(request: SourceRequest) -> Source:
         seed=request.seed,
     )
     records = {key: record_input(key, value) for key, value in examples.items()}
-    shapes = rest[0] if rest else dynamic_batch_and_sequence(examples)
-    return Source(record, module.eval(), examples, shapes, records, _max_length(module))
-
-
-def dynamic_batch_and_sequence(examples: dict[str, Any]) -> dict[str, dict[int, Any]]:
-    """Dimension 0 of every input as the batch, dimension 1 as the sequence."""
-    import torch
-
-    dims = (torch.export.Dim(BATCH), torch.export.Dim(SEQUENCE))
-    return {name: dict(enumerate(dims[: value.dim()])) for name, value in examples.items()}
-
-
-def _max_length(module: Any) -> int | None:
-    from .huggingface import max_length
-
-    return max_length(module)
+    return Source(record, module.eval(), examples, rest[0] if rest else None, records, max_length(module))
 
 
 def _is_tensor_dict(value: Any) -> bool:

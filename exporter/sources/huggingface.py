@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EnvironmentLacks, ExportFailed, InvalidRequest
 from ..manifest import SourceRecord, sha256_of
-from .base import EXAMPLE_BATCH, EXAMPLE_LENGTH, Source, SourceRequest, record_input
+from .base import EXAMPLE_BATCH, EXAMPLE_LENGTH, Source, SourceRequest, max_length, record_input
 
 if TYPE_CHECKING:
     import torch
@@ -76,19 +76,7 @@ def load_huggingface(request: SourceRequest) -> Source:
         remote_code=request.trust_remote_code,
         inputs=request.inputs,
     )
-    from .factory import dynamic_batch_and_sequence
-
-    return Source(record, model, examples, dynamic_batch_and_sequence(examples), records, max_length(model))
-
-
-def max_length(model: Any) -> int | None:
-    """Tokens that a model accepts, from its table of positions or its configuration; None when unlimited."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "position_embeddings" and hasattr(module, "num_embeddings"):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings - first)
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    return Source(record, model, examples, None, records, max_length(model))
 
 
 def shrink(config: PretrainedConfig) -> None:

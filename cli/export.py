@@ -1,0 +1,40 @@
+"""``longspan export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import conversion_from, conversion_options, request_from, source_options
+
+
+@click.command("export")
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@conversion_options
+@source_options
+@click.option("--force", is_flag=True, help="Replace the bundle that stands at OUT.")
+def command(model: str, out: Path, force: bool, **options: object) -> int:
+    """Trace MODEL, replace its attention by longspan operators, and write a bundle to OUT.
+
+    MODEL is a Hugging Face folder or hub id, a config.json with --random-weights, file.py:factory whose function
+    returns (module, example_inputs[, dynamic_shapes]), or a .pt2 file.
+    """
+    conversion = conversion_from(options)
+    from ..exporter import export
+    from .sites_table import sites_table
+    from .terminal import console, progress
+
+    with progress("export") as stage:
+        bundle = export(request_from(model, options), out, conversion=conversion, force=force, progress=stage)
+    manifest = bundle.manifest
+    terminal = console()
+    terminal.print(sites_table(manifest.sites))
+    limit = f"up to {manifest.max_length:,} tokens" if manifest.max_length else "any length"
+    size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 2**20
+    terminal.print(f"{bundle.path}: {len(manifest.sites)} sites replaced, {limit}, {size:,.1f} MiB")
+    if manifest.approximation:
+        terminal.print(f"approximates the original: {manifest.approximation}")
+    terminal.print(f"next: longspan check {bundle.path}")
+    return 0
