@@ -22,14 +22,10 @@ _SOURCE = (
     click.option("--trust-remote-code", is_flag=True, help="Let the model's own Python code run."),
 )
 _CONVERSION = (
-    click.option("--window", type=int, help="Turn dense attention into a window of this many neighbours (even)."),
-    click.option(
-        "--global-tokens", type=int, default=0, show_default=True, help="With --window: first tokens, global."
-    ),
-    click.option("--max-positions", type=int, help="Extend trained absolute positions to this many tokens."),
-    click.option(
-        "--alpha", type=float, default=DEFAULT_ALPHA, show_default=True, help="Coarse weight of the extension."
-    ),
+    click.option("--window", type=int, metavar="N", help="Turn dense attention into a window of N neighbours (even)."),
+    click.option("--global-tokens", type=int, metavar="N", default=0, show_default=True, help="First tokens, global."),
+    click.option("--max-positions", type=int, metavar="N", help="Extend trained absolute positions to N tokens."),
+    click.option("--alpha", type=float, default=DEFAULT_ALPHA, show_default=True, help="Extension weight."),
 )
 
 

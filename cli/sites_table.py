@@ -10,9 +10,20 @@ if TYPE_CHECKING:
 
     from ..exporter.sites import AttentionSite
 
+# Optional inputs in the words of a reader who does not know the operator; three projections are one feature.
+_FEATURES = {
+    "attn_mask": "padding",
+    "nonpad_kv_seqlen": "lengths",
+    "global_mask": "global tokens",
+    "global_Q": "global projections",
+    "band_bias": "bias",
+    "sinks": "sinks",
+    "spans": "spans",
+}
+
 
 def sites_table(sites: Sequence[AttentionSite], densities: Sequence[float | None] | None = None) -> Table:
-    """One row per site: layer, operator, pattern, heads, inputs besides Q, K, V, density if given, lowering."""
+    """One row per site: layer, operator, pattern, heads, features, density if given, lowering."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -20,12 +31,24 @@ def sites_table(sites: Sequence[AttentionSite], densities: Sequence[float | None
         table.add_column(title, overflow="fold")
     if densities is not None:
         table.add_column("density", justify="right")
-    table.add_column("lowered to", overflow="fold")
     for index, site in enumerate(sites):
-        extras = ", ".join(name for name in site.inputs if name not in ("Q", "K", "V"))
-        cells = [site.layer or site.node, site.operator, site.pattern, site.heads, extras]
+        features = ", ".join(words for name, words in _FEATURES.items() if name in site.inputs)
+        cells = [site.layer or site.node, site.operator, site.pattern, site.heads, features]
         if densities is not None:
             density = densities[index]
             cells.append("" if density is None else f"{density:.1%}")
-        table.add_row(*cells, " / ".join(rung.lowering for rung in site.ladder if rung.chosen))
+        table.add_row(*cells)
     return table
+
+
+def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
+    """The lowering ladder, once for each group of sites that share it: what was chosen, what was refused and why."""
+    groups: dict[tuple[object, ...], int] = {}
+    for site in sites:
+        groups[site.ladder] = groups.get(site.ladder, 0) + 1
+    lines = []
+    for ladder, count in groups.items():
+        if len(groups) > 1:
+            lines.append(f"{count} sites:")
+        lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]  # type: ignore[attr-defined]
+    return lines
