@@ -1,0 +1,88 @@
+"""Give every operator of the ``longspan`` domain in a model its function body, so that any ONNX runtime can run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import onnx_ir as ir
+
+from .definition import DOMAIN, OPSET_VERSION
+from .errors import InvalidOperands
+from .registry import operator
+
+MINIMUM_OPSET = 18
+"""Oldest version of the standard domain that the bodies can be written in."""
+
+_OVERLOADS_SINCE = 10  # ONNX IR version
+
+
+class Signature(Protocol):
+    """What a body is specialised for."""
+
+    @property
+    def overload(self) -> str:
+        """Overload of the function."""
+        ...
+
+
+def attach_function_bodies(model: ir.Model) -> None:
+    """Set the overload of every ``longspan`` node and add the function of each overload that occurs.
+
+    Functions of the domain that no node calls any more are removed, so repeating the call changes nothing.
+
+    Args:
+        model: Changed in place. IR version and opset imports are raised as far as functions need it.
+
+    Raises:
+        InvalidOperands: a node names no known operator or contradicts its definition, or the model's opset is below 18.
+    """
+    nodes = [node for node in _all_nodes(model) if node.domain == DOMAIN]
+    if not nodes:
+        return
+    opset = model.opset_imports.get("", 0)
+    if opset < MINIMUM_OPSET:
+        raise InvalidOperands(
+            f"the model uses opset {opset}, but function bodies need {MINIMUM_OPSET} or later; next step: convert it with "
+            f"onnx.version_converter.convert_version(model, {MINIMUM_OPSET}), or export it with a later opset"
+        )
+    functions: dict[ir.OperatorIdentifier, ir.Function] = {}
+    for node in nodes:
+        _normalise(node)
+        signature, build = _signature(node)
+        node.overload = signature.overload
+        if node.op_identifier() not in functions:
+            functions[node.op_identifier()] = build(opset)
+    for identifier in [identifier for identifier in model.functions if identifier[0] == DOMAIN]:
+        del model.functions[identifier]
+    model.functions.update(functions)
+    model.opset_imports[DOMAIN] = OPSET_VERSION
+    model.ir_version = max(model.ir_version, _OVERLOADS_SINCE)
+
+
+def _normalise(node: ir.Node) -> None:
+    """Cut off absent inputs at the end, and make lists of the numbers that the definition wants as lists.
+
+    A body refers to an attribute by its type, and TensorRT-RTX wants as many inputs on the node as on the function.
+    """
+    while node.inputs and node.inputs[-1] is None:
+        node.resize_inputs(len(node.inputs) - 1)
+    for name, attribute in node.attributes.items():
+        if attribute.type == ir.AttributeType.INT and operator(node.op_type).attribute(name).kind == "ints":
+            node.attributes[name] = ir.AttrInt64s(name, [attribute.as_int()])
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Nodes of the graph and of all functions, nested graphs included."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _signature(node: ir.Node) -> tuple[Signature, Callable[[int], ir.Function]]:
+    from .sliding_window_attention import function as sliding_window
+
+    if node.op_type == "SlidingWindowAttention":
+        signature = sliding_window.Signature.of(node)
+        return signature, lambda opset: sliding_window.function_body(signature, opset)
+    raise InvalidOperands(f"node {node.name!r} is {DOMAIN}::{node.op_type}, which has no function body")

@@ -1,0 +1,424 @@
+"""SlidingWindowAttention as a model-local ONNX function of standard operators, in blocks: no S_q x S_k value exists.
+
+With dilation δ the queries fall into δ residue classes; a *block* is `rows` consecutive members of one class. Its
+band keys are equally spaced by δ too, so a block is a small dense problem of `rows` queries and
+``rows + left + right`` keys, whose band is the same diagonal stripe in every block::
+
+            columns (keys, step δ)
+    row 0   # # # # . . .          left + right + 1 keys for each row
+    row 1   . # # # # . .
+    row 2   . . # # # # .
+
+One Gather with computed row numbers fetches the keys of all blocks from K seen as a table of rows of D. It serves both
+layouts, dilation per head and positions per batch entry, and grouped heads share what it fetched. Global keys are
+further columns of each block. One Gather at the end puts rows back in order and takes those of global tokens from their
+own full attention. Axes of block tensors: batch, key head, query head of the group, block, row, column.
+
+Bounded small windows compute all blocks at once. Wide or unbounded ones (`Signature.loop`) run the same nodes in a Loop
+of one block at a time, so that memory stays O(rows · S).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ..errors import InvalidOperands
+from ..onnx_builder import Expr, FunctionBuilder
+from .definition import SLIDING_WINDOW_ATTENTION, Attributes
+
+LOOP_ABOVE = 1024
+"""Widest band, in keys, whose blocks are all computed at once."""
+
+_MIN_ROWS, _MAX_ROWS = 16, 128
+_FAR = 2**31  # stands for an unbounded side; products with a dilation stay far inside int64
+_LOWEST = -1e38  # masked score: sums of three stay finite in float32
+_HIDDEN = -1e37  # a row whose largest score is below saw no key
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a body is specialised for; sites of equal signature share one function.
+
+    Attributes:
+        optional_inputs: Formal names of the optional inputs present, in order.
+        layout: ``"bhsd"`` (4-D) or ``"bsd"`` (3-D).
+        lse: Whether the second output is produced.
+        scale: Whether the node carries `scale`.
+        softcap: Whether scores are capped.
+        loop: Whether blocks run one at a time.
+        bias_rows: Whether `band_bias` differs between query rows.
+    """
+
+    optional_inputs: tuple[str, ...] = ()
+    layout: str = "bhsd"
+    lse: bool = False
+    scale: bool = False
+    softcap: bool = False
+    loop: bool = False
+    bias_rows: bool = False
+
+    @property
+    def overload(self) -> str:
+        """Overload of the function, e.g. ``"bsd__attn_mask__lse"``."""
+        flags = [name for name in ("lse", "scale", "softcap", "loop", "bias_rows") if getattr(self, name)]
+        return "__".join([self.layout, *self.optional_inputs, *flags])
+
+    @classmethod
+    def of(cls, node: ir.Node) -> Signature:
+        """The signature of one node.
+
+        Raises:
+            InvalidOperands: an attribute is invalid, or the layout is neither in a shape nor implied by `q_num_heads`.
+        """
+        attributes = Attributes.from_mapping({name: attribute.value for name, attribute in node.attributes.items()})
+        inputs = dict(zip((tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs), node.inputs, strict=False))
+        optional = {tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs if tensor.optional}
+        present = tuple(name for name, value in inputs.items() if name in optional and value is not None)
+        left, right = attributes.band(_FAR)
+        bias = inputs.get("band_bias")
+        return cls(
+            optional_inputs=present,
+            layout=_layout(node, inputs["Q"], attributes),
+            lse=len(node.outputs) > 1 and bool(node.outputs[1].name),
+            scale="scale" in node.attributes,
+            softcap=attributes.softcap > 0,
+            loop=left + right + 1 > LOOP_ABOVE,
+            bias_rows=bias is not None and not (bias.shape is not None and bias.shape[2] == 1),
+        )
+
+
+def _layout(node: ir.Node, q: ir.Value | None, attributes: Attributes) -> str:
+    if q is not None and q.shape is not None:
+        if len(q.shape) not in (3, 4):
+            raise InvalidOperands(f"Q of {node.name!r} has shape {q.shape}: must be 3-D or 4-D")
+        return "bhsd" if len(q.shape) == 4 else "bsd"
+    if attributes.q_num_heads:
+        return "bsd"
+    raise InvalidOperands(
+        f"layout of SlidingWindowAttention {node.name!r} is unknown: Q has no shape and q_num_heads is absent; allowed: "
+        "3-D or 4-D; next step: run shape inference, or set the shape of Q"
+    )
+
+
+def function_body(signature: Signature, opset: int = 18) -> ir.Function:
+    """Build the function for all sites of one signature.
+
+    Args:
+        signature: What to specialise for.
+        opset: Version of the standard domain, 18 or later; the operators used mean the same in all.
+    """
+    return _Body(signature, opset).build()
+
+
+class _Body:
+    """The graph under construction; attributes hold values that several parts use."""
+
+    def __init__(self, signature: Signature, opset: int) -> None:
+        self.signature = signature
+        names = [tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs]
+        last = max((names.index(name) for name in signature.optional_inputs), default=2)
+        self.b = b = FunctionBuilder(names[: last + 1], opset)
+        for attribute in SLIDING_WINDOW_ATTENTION.attributes:
+            if attribute.name != "scale" or signature.scale:
+                b.declare(attribute.name, attribute.kind, attribute.default)
+        self._sizes()
+        self._positions()
+        self._window()
+
+    def has(self, name: str) -> bool:
+        """Whether an optional input is present."""
+        return name in self.signature.optional_inputs
+
+    def _sizes(self) -> None:
+        b = self.b
+        q, k, v = b.input("Q"), b.input("K"), b.input("V")
+        self.batch = b.dim(q, 0)
+        if self.signature.layout == "bhsd":
+            self.heads, self.kv_heads = b.dim(q, 1), b.dim(k, 1)
+            self.seq_q, self.seq_k = b.dim(q, 2), b.dim(k, 2)
+            self.size, self.v_size = b.dim(q, 3), b.dim(v, 3)
+        else:
+            self.heads, self.kv_heads = b.attribute("q_num_heads"), b.attribute("kv_num_heads")
+            self.seq_q, self.seq_k = b.dim(q, 1), b.dim(k, 1)
+            self.size, self.v_size = b.dim(q, 2) // self.heads, b.dim(v, 2) // self.kv_heads
+        self.group = self.heads // self.kv_heads
+        self.batch_axis = b.reshape(b.arange(self.batch), [-1, 1, 1, 1, 1])
+        self.kv_axis = b.reshape(b.arange(self.kv_heads), [1, -1, 1, 1, 1])
+        self.head_axis = self.kv_axis * self.group + b.reshape(b.arange(self.group), [1, 1, -1, 1, 1])
+        scale = (
+            b.attribute("scale") if self.signature.scale else 1.0 / b.op("Sqrt", b.cast(self.size, ir.DataType.FLOAT))
+        )
+        self.q_factor = scale / b.attribute("softcap") if self.signature.softcap else scale
+        self.q_rows = self._q_rows("Q")
+        self.k_rows, self.v_rows = self._rows("K", self.size), self._rows("V", self.v_size)
+
+    def _rows(self, name: str, size: Expr) -> Expr:
+        """An input as a float32 table of rows of `size`."""
+        return self.b.reshape(self.b.cast(self.b.input(name), ir.DataType.FLOAT), [-1, size])
+
+    def _q_rows(self, name: str) -> Expr:
+        return self._rows(name, self.size) * self.q_factor
+
+    def _row_number(self, head: Expr, position: Expr, heads: Expr, length: Expr) -> Expr:
+        """Row in the table of an input with `heads` heads and `length` positions, in the layout of the site."""
+        if self.signature.layout == "bhsd":
+            return (self.batch_axis * heads + head) * length + position
+        return (self.batch_axis * length + position) * heads + head
+
+    def _positions(self) -> None:
+        """Position of query 0 (offset) and number of valid keys, with axes (batch|1, 1, 1, 1, 1)."""
+        b = self.b
+        if self.has("nonpad_kv_seqlen"):
+            length = b.reshape(b.input("nonpad_kv_seqlen"), [-1, 1, 1, 1, 1])
+            self.offset, self.limit = length - self.seq_q, b.minimum(length, self.seq_k)
+        else:
+            # Global tokens differ between batch entries, and Concat does not broadcast.
+            self.offset = b.expand(0, [self.batch if self.has("global_mask") else 1, 1, 1, 1, 1])
+            self.limit = self.seq_k
+
+    def _window(self) -> None:
+        """Window, dilation and the arrangement of queries in blocks."""
+        b = self.b
+        left, right = b.attribute("left_window_size"), b.attribute("right_window_size")
+        causal = b.equal(b.attribute("is_causal"), 1)
+        self.left = b.where(left < 0, _FAR, left)
+        self.right = b.where(causal, 0, b.where(right < 0, _FAR, right))
+        self.ahead = b.where(causal, 0, _FAR)  # how far after itself a query may see at all
+        dilation = b.attribute("dilation")
+        self.dilation = b.reshape(dilation, [1, *self._head_sizes(b.dim(dilation, 0)), 1, 1])
+        self.least_dilation = b.reduce_all("Min", dilation)
+        members = (self.seq_q + self.dilation - 1) // self.dilation
+        width = self.left + self.right + 1
+        self.rows = b.maximum(b.minimum(b.maximum(width, _MIN_ROWS), _MAX_ROWS, b.reduce_all("Max", members)), 1)
+        self.per_class = (members + (self.rows - 1)) // self.rows
+        self.blocks = b.reduce_all("Max", b.minimum(self.dilation, self.seq_q) * self.per_class)
+        self.row = b.arange(self.rows)
+
+    def _head_sizes(self, count: Expr) -> tuple[Expr, Expr]:
+        """Sizes of the two head axes for something given once, or once per query head."""
+        b = self.b
+        once = b.equal(count, 1)
+        return b.where(once, 1, self.kv_heads), b.where(once, 1, self.group)
+
+    def build(self) -> ir.Function:
+        """Compute all blocks, and put the rows in order."""
+        b = self.b
+        self.global_positions: Expr | None = None
+        if self.has("global_mask"):
+            self._compact_globals()
+        if self.signature.loop:
+            results = b.loop(self.blocks, lambda trip: self._blocks(b.reshape(trip, [1, 1, 1, 1, 1])))
+        else:
+            results = self._blocks(b.reshape(b.arange(self.blocks), [1, 1, 1, -1, 1]))
+        tables = [[result] for result in results]
+        number = self._place()
+        if self.has("global_mask"):
+            number = self._place_globals(number, b.op("Size", results[0]) // self.v_size)
+            for table, result in zip(tables, self._global_rows(), strict=True):
+                table.append(result)
+        number = b.reshape(number, [self.batch, self.heads, self.seq_q])
+        flat = [[b.reshape(part, [-1, self.v_size]) for part in tables[0]]]
+        flat += [[b.reshape(part, [-1]) for part in table] for table in tables[1:]]
+        y, *lse = (b.concat(parts, 0) for parts in flat)
+        y = b.op("CastLike", y, b.input("Q"))
+        outputs = {}
+        if self.signature.layout == "bhsd":
+            outputs["Y"] = b.op("Gather", y, number)
+        else:
+            ordered = b.op("Gather", y, b.op("Transpose", number, perm=[0, 2, 1]))
+            outputs["Y"] = b.reshape(ordered, [self.batch, self.seq_q, self.heads * self.v_size])
+        if lse:
+            outputs["lse"] = b.op("Gather", lse[0], number)
+        return b.build(SLIDING_WINDOW_ATTENTION.domain, SLIDING_WINDOW_ATTENTION.name, self.signature.overload, outputs)
+
+    def _place(self) -> Expr:
+        """Row of each query in the results of the blocks: (batch, key head, group, 1, S_q)."""
+        query = self.b.arange(self.seq_q)
+        member = query // self.dilation
+        block = (query % self.dilation) * self.per_class + member // self.rows
+        batch_head = self.batch_axis * self.heads + self.head_axis
+        if self.signature.loop:  # the Loop stacks its results along a new first axis
+            return (block * (self.batch * self.heads) + batch_head) * self.rows + member % self.rows
+        return (batch_head * self.blocks + block) * self.rows + member % self.rows
+
+    def _blocks(self, block: Expr) -> list[Expr]:
+        """Output and lse of the blocks numbered `block` (1, 1, 1, blocks, 1)."""
+        b = self.b
+        first = block // self.per_class + (block % self.per_class) * self.rows * self.dilation
+        # Rows past the end of a class repeat the last query; nothing reads their results.
+        query = b.minimum(first + self.row * self.dilation, self.seq_q - 1)
+        position = self.offset + query
+        # No query of these blocks has keys further away; a window may be much larger than the sequence.
+        before = b.maximum(b.reduce_all("Max", position), 0) // self.least_dilation
+        after = b.maximum(self.seq_k - 1 - b.reduce_all("Min", position), 0) // self.least_dilation
+        left, right = b.minimum(self.left, before), b.minimum(self.right, after)
+        column = b.arange(self.rows + left + right) - left
+        steps = column - b.reshape(self.row, [-1, 1])
+        key = self.offset + first + column * self.dilation
+        penalty, key = self._band_penalty(key, (steps >= -left) & (steps <= right))
+        if self.has("band_bias"):
+            penalty = penalty + self._bias(query, left, right)
+        if self.has("spans"):
+            penalty = penalty + self._span_penalty(steps, key)
+        if self.has("global_mask"):
+            assert self.global_positions is not None
+            count = b.dim(self.global_positions, 4)
+            shape = b.concat([b.op("Shape", key, end=4), b.vector([count])], 0)
+            key = b.concat([key, b.op("Expand", self.global_positions, shape)], 4)
+            columns = self._global_penalty(position)
+            if self.has("band_bias") or self.has("spans"):
+                shape = b.concat([b.op("Shape", penalty, end=5), b.vector([count])], 0)
+                columns = b.op("Expand", columns, shape)
+            penalty = b.concat([penalty, columns], 5)
+        queries = b.op("Gather", self.q_rows, self._row_number(self.head_axis, query, self.heads, self.seq_q))
+        number = self._row_number(self.kv_axis, key, self.kv_heads, self.seq_k)
+        keys, values = b.op("Gather", self.k_rows, number), b.op("Gather", self.v_rows, number)
+        scores = self._cap(b.op("MatMul", queries, b.op("Transpose", keys, perm=[0, 1, 2, 3, 5, 4])))
+        sinks = self._per_head("sinks", 6) if self.has("sinks") else None
+        return self._softmax(scores, penalty, values, sinks)
+
+    def _band_penalty(self, key: Expr, in_band: Expr) -> tuple[Expr, Expr]:
+        """0 where a band key may be seen, else lowest: (…, block, row, column); and the key clamped to what exists."""
+        b = self.b
+        valid = (key >= 0) & (key < self.limit)
+        key = b.maximum(b.minimum(key, self.seq_k - 1), 0)
+        if self.has("attn_mask"):
+            valid = valid & self._flag("attn_mask", key)
+        return b.where(b.op("Unsqueeze", valid, [4]) & in_band, 0.0, _LOWEST), key
+
+    def _flag(self, name: str, position: Expr) -> Expr:
+        """The (B, S_k) input `name` at positions with axes (batch, …, n)."""
+        flat = self.b.reshape(self.b.input(name), [-1])
+        return self.b.op("Gather", flat, self.batch_axis * self.seq_k + position)
+
+    def _per_head(self, name: str, rank: int) -> Expr:
+        """An (H_q,) input as float32 with axes (1, key head, group, 1, …)."""
+        value = self.b.cast(self.b.input(name), ir.DataType.FLOAT)
+        return self.b.reshape(value, [1, self.kv_heads, self.group, *[1] * (rank - 3)])
+
+    def _cap(self, scores: Expr) -> Expr:
+        if not self.signature.softcap:
+            return scores
+        return self.b.op("Tanh", scores) * self.b.attribute("softcap")  # q_factor divided by it before
+
+    def _bias(self, query: Expr, left: Expr, right: Expr) -> Expr:
+        """`band_bias` moved from the key's index in each row's band to the block's columns."""
+        b = self.b
+        bias = b.cast(b.input("band_bias"), ir.DataType.FLOAT)
+        batches, heads, rows = (b.dim(bias, axis) for axis in range(3))
+        own_left = b.attribute("left_window_size")
+        bias = b.slice(bias, own_left - left, own_left + right + 1, 3)
+        width = left + right + 1
+        if self.signature.bias_rows:
+            line = b.minimum(self.batch_axis, batches - 1) * heads + b.minimum(self.head_axis, heads - 1)
+            line = line * rows + b.minimum(query, rows - 1)
+            bias = b.op("Gather", b.reshape(bias, [-1, width]), line)
+        else:
+            bias = b.reshape(bias, [batches, *self._head_sizes(heads), 1, 1, width])
+            bias = b.expand(bias, [1, 1, 1, 1, self.rows, 1])
+        # Each row of the flattened matrix is one longer than a row of the result, which shifts row r by r columns.
+        columns = self.rows + left + right
+        bias = b.op("Pad", bias, b.vector([*[0] * 11, self.rows]))
+        bias = b.slice(b.reshape(bias, [0, 0, 0, 0, -1]), 0, self.rows * columns, 4)
+        return b.reshape(bias, [0, 0, 0, 0, self.rows, columns])
+
+    def _span_penalty(self, steps: Expr, key: Expr) -> Expr:
+        """Logarithm of the span's weight; adding it to the score multiplies the weight in the softmax."""
+        b = self.b
+        ramp = b.attribute("span_ramp")
+        distance = b.cast(b.op("Abs", steps) * b.op("Unsqueeze", self.dilation, [5]), ir.DataType.FLOAT)
+        weight = b.op("Clip", (self._per_head("spans", 6) + ramp - distance) / ramp, 0.0, 1.0)
+        penalty = b.maximum(b.op("Log", weight), _LOWEST)
+        if self.has("global_mask"):
+            penalty = b.where(b.op("Unsqueeze", self._flag("global_mask", key), [4]), 0.0, penalty)
+        return penalty
+
+    def _compact_globals(self) -> None:
+        """Positions of the global tokens, padded to the largest number in any batch entry (at least 1)."""
+        b = self.b
+        flags = b.cast(b.input("global_mask"), ir.DataType.INT64)
+        self.global_count = b.maximum(b.reduce_all("Max", b.reduce("Sum", flags, 1)), 1)
+        self.global_rank = b.op("CumSum", flags, 1) - 1
+        countdown = self.seq_k - b.arange(self.seq_k)
+        rest = b.multi_op("TopK", 2, flags * countdown, b.vector([self.global_count]))[0]
+        position = b.reshape(b.minimum(self.seq_k - rest, self.seq_k - 1), [self.batch, 1, 1, 1, -1])
+        seen = b.reshape(rest > 0, [self.batch, 1, 1, 1, -1]) & (position < self.limit)
+        self.global_positions = position
+        self.global_seen = seen & self._flag("attn_mask", position) if self.has("attn_mask") else seen
+
+    def _global_penalty(self, position: Expr) -> Expr:
+        """0 where a row sees a global key outside its band, else lowest: (…, block, row, global key)."""
+        b = self.b
+        assert self.global_positions is not None
+        distance = b.op("Unsqueeze", self.global_positions, [4]) - b.op("Unsqueeze", position, [5])
+        dilation = b.op("Unsqueeze", self.dilation, [5])
+        in_band = (distance >= -(self.left * dilation)) & (distance <= self.right * dilation)
+        in_band = in_band & b.equal(distance % dilation, 0)
+        seen = b.op("Unsqueeze", self.global_seen, [4]) & ~in_band & (distance <= self.ahead)
+        return b.where(seen, 0.0, _LOWEST)
+
+    def _global_rows(self) -> list[Expr]:
+        """Full attention of the global tokens' rows: (batch, key head, group, token, D_v), and lse where needed."""
+        b = self.b
+        assert self.global_positions is not None
+        query = b.maximum(b.minimum(self.global_positions - self.offset, self.seq_q - 1), 0)
+        number = self._row_number(self.head_axis, query, self.heads, self.seq_q)
+        separate = self.has("global_Q")
+        queries = b.op("Gather", self._q_rows("global_Q") if separate else self.q_rows, number)
+        keys = self._rows("global_K", self.size) if separate else self.k_rows
+        values = self._rows("global_V", self.v_size) if separate else self.v_rows
+        if self.signature.layout == "bhsd":
+            keys = b.op("Transpose", b.reshape(keys, [self.batch, self.kv_heads, self.seq_k, -1]), perm=[0, 1, 3, 2])
+            values = b.reshape(values, [self.batch, self.kv_heads, self.seq_k, -1])
+        else:
+            keys = b.op("Transpose", b.reshape(keys, [self.batch, self.seq_k, self.kv_heads, -1]), perm=[0, 2, 3, 1])
+            values = b.reshape(values, [self.batch, self.seq_k, self.kv_heads, -1])
+            values = b.op("Transpose", values, perm=[0, 2, 1, 3])
+        # Fold the group into the rows: (batch, key head, group · token, D).
+        queries = b.reshape(queries, [self.batch, self.kv_heads, -1, self.size])
+        key = b.arange(self.seq_k)
+        seen = (key < self.limit) & (key <= b.reshape(self.global_positions, [self.batch, 1, 1, -1, 1]) + self.ahead)
+        if self.has("attn_mask"):
+            seen = seen & b.reshape(b.input("attn_mask"), [self.batch, 1, 1, 1, self.seq_k])
+        scores = self._cap(b.op("MatMul", queries, keys))
+        scores = b.reshape(scores, [self.batch, self.kv_heads, self.group, -1, self.seq_k])
+        sinks = self._per_head("sinks", 5) if self.has("sinks") else None
+        return self._softmax(scores, b.where(seen, 0.0, _LOWEST), b.op("Unsqueeze", values, [2]), sinks)
+
+    def _place_globals(self, number: Expr, before: Expr) -> Expr:
+        """Replace the row numbers of global tokens by those of their own results, which follow `before` others."""
+        b = self.b
+        position = self.offset + b.arange(self.seq_q)
+        inside = (position >= 0) & (position < self.seq_k)
+        position = b.maximum(b.minimum(position, self.seq_k - 1), 0)
+        flag = inside & self._flag("global_mask", position)
+        rank = b.op("Gather", b.reshape(self.global_rank, [-1]), self.batch_axis * self.seq_k + position)
+        own = (self.batch_axis * self.heads + self.head_axis) * self.global_count + rank + before
+        return b.where(flag, own, number)
+
+    def _softmax(self, scores: Expr, penalty: Expr, values: Expr, sinks: Expr | None) -> list[Expr]:
+        """Softmax of scores + penalty over the last axis, times `values`; and its log denominator where needed.
+
+        Rows that see nothing become zero. The one operator is faster than its parts (on a CPU 10 against 27 ms for 31
+        million scores), but gives no denominator; ReduceLogSumExp for that alone would take 130 ms.
+        """
+        b = self.b
+        if sinks is None and not self.signature.lse:
+            some = b.reduce("Max", penalty, -1) > _HIDDEN
+            weights = b.op("Softmax", scores + penalty, axis=-1)
+            return [b.op("MatMul", weights, values) * b.cast(some, ir.DataType.FLOAT)]
+        scores = scores + penalty
+        top = b.reduce("Max", scores, -1)
+        if sinks is not None:
+            top = b.maximum(top, sinks)
+        terms = b.op("Exp", scores - top)
+        total = b.reduce("Sum", terms, -1)
+        if sinks is not None:
+            total = total + b.op("Exp", sinks - top)
+        some = top > _HIDDEN
+        y = b.op("MatMul", terms, values) * b.where(some, 1.0 / total, 0.0)
+        if not self.signature.lse:
+            return [y]
+        return [y, b.op("Squeeze", b.where(some, top + b.op("Log", total), -float("inf")), [-1])]
