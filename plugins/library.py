@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from .errors import LibraryMissing
@@ -15,13 +17,20 @@ def ort_library_path() -> str:
     Raises:
         LibraryMissing: this installation was built without a C++ compiler.
     """
-    import longspan.plugins
-
-    for folder in longspan.plugins.__path__:
-        candidate = Path(folder) / ORT_LIBRARY_NAME
+    for candidate in _candidates():
         if candidate.is_file():
             return str(candidate)
     raise LibraryMissing(
         f"{ORT_LIBRARY_NAME} is not installed, so models run on their function bodies; allowed: an installation built "
         "with a C++17 compiler; next step: install g++ (apt-get install g++) and reinstall longspan"
     )
+
+
+def _candidates() -> Iterator[Path]:
+    """Files that may be the library: an editable install keeps it apart from the sources, in site-packages."""
+    yield Path(__file__).parent / ORT_LIBRARY_NAME
+    try:
+        distribution = metadata.distribution("longspan")
+    except metadata.PackageNotFoundError:
+        return
+    yield Path(str(distribution.locate_file(f"longspan/plugins/{ORT_LIBRARY_NAME}")))

@@ -1,0 +1,20 @@
+// The part of ONNX Runtime's C API that the operators use.
+#ifndef LONGSPAN_ORT_API_H_
+#define LONGSPAN_ORT_API_H_
+
+#include <onnxruntime_c_api.h>
+
+namespace longspan::ort {
+
+// The oldest API that has all we call: KernelContext_ParallelFor and shape inference came with 1.17. A library that
+// asks for more than it needs is refused by older runtimes, and one built against newer headers than the runtime is not
+// loaded at all if it asks for their ORT_API_VERSION, so we ask for this one whatever the headers are.
+constexpr uint32_t kApiVersion = 17;
+static_assert(ORT_API_VERSION >= kApiVersion, "the headers are older than ONNX Runtime 1.17");
+
+// Set once by RegisterCustomOps.
+inline const OrtApi* g_api = nullptr;
+
+}  // namespace longspan::ort
+
+#endif  // LONGSPAN_ORT_API_H_

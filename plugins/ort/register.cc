@@ -1,0 +1,48 @@
+// Entry point of liblongspan_ort.so: SessionOptions.register_custom_ops_library finds it by name.
+#include <mutex>
+
+#include "ort/api.h"
+#include "ort/sliding_window_attention_op.h"
+
+#define LONGSPAN_EXPORT __attribute__((visibility("default")))
+
+namespace longspan::ort {
+namespace {
+
+// Session options refer to the domain without owning it, so that one domain serves all and lives as long as the
+// library.
+OrtStatus* Domain(OrtCustomOpDomain** domain) {
+  static std::mutex mutex;
+  static OrtCustomOpDomain* shared = nullptr;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (shared == nullptr) {
+    OrtCustomOpDomain* made = nullptr;
+    if (OrtStatus* status = g_api->CreateCustomOpDomain("longspan", &made)) return status;
+    for (const OrtCustomOp* op : SlidingWindowAttentionOps()) {
+      if (OrtStatus* status = g_api->CustomOpDomain_Add(made, op)) {
+        g_api->ReleaseCustomOpDomain(made);
+        return status;
+      }
+    }
+    shared = made;
+  }
+  *domain = shared;
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace longspan::ort
+
+extern "C" LONGSPAN_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
+                                                                     const OrtApiBase* base) {
+  using namespace longspan::ort;
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (api == nullptr) {
+    return base->GetApi(1)->CreateStatus(
+        ORT_NOT_IMPLEMENTED, "liblongspan_ort.so needs ONNX Runtime 1.17 or newer; next step: upgrade onnxruntime");
+  }
+  g_api = api;
+  OrtCustomOpDomain* domain = nullptr;
+  if (OrtStatus* status = Domain(&domain)) return status;
+  return g_api->AddCustomOpDomain(options, domain);
+}

@@ -1,0 +1,129 @@
+#include "ort/wrappers.h"
+
+#include <stdexcept>
+
+namespace longspan::ort {
+namespace {
+
+// Whether `status` is success; releases it.
+bool Succeeded(OrtStatus* status) {
+  if (status == nullptr) return true;
+  g_api->ReleaseStatus(status);
+  return false;
+}
+
+}  // namespace
+
+void Check(OrtStatus* status) {
+  if (status != nullptr) throw ApiError(status);
+}
+
+ONNXTensorElementDataType OnnxType(cpu::ElementType type) {
+  switch (type) {
+    case cpu::ElementType::kFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case cpu::ElementType::kBFloat16:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+    default:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  }
+}
+
+std::vector<int64_t> TensorShape(const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(g_api->GetTensorTypeAndShape(value, &info));
+  size_t rank = 0;
+  OrtStatus* status = g_api->GetDimensionsCount(info, &rank);
+  std::vector<int64_t> shape(status == nullptr ? rank : 0);
+  if (status == nullptr) status = g_api->GetDimensions(info, shape.data(), rank);
+  g_api->ReleaseTensorTypeAndShapeInfo(info);
+  Check(status);
+  return shape;
+}
+
+const void* TensorData(const OrtValue* value) {
+  void* data = nullptr;
+  // The API has no const variant; inputs are only read.
+  Check(g_api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return data;
+}
+
+void* Output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& shape) {
+  OrtValue* value = nullptr;
+  Check(g_api->KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+  if (value == nullptr) return nullptr;
+  void* data = nullptr;
+  Check(g_api->GetTensorMutableData(value, &data));
+  return data;
+}
+
+bool AttributeReader::Has(const char* name) const {
+  float number = 0;
+  int64_t whole = 0;
+  size_t size = 0;
+  return Succeeded(g_api->KernelInfoGetAttribute_int64(info_, name, &whole)) ||
+         Succeeded(g_api->KernelInfoGetAttribute_float(info_, name, &number)) ||
+         Succeeded(g_api->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) ||
+         Succeeded(g_api->KernelInfoGetAttributeArray_float(info_, name, nullptr, &size)) ||
+         Succeeded(g_api->KernelInfoGetAttribute_string(info_, name, nullptr, &size));
+}
+
+void AttributeReader::ExpectAbsent(const char* name, const char* type) const {
+  if (Has(name)) throw std::invalid_argument(std::string("attribute ") + name + " has another type: must be " + type);
+}
+
+int64_t AttributeReader::Int(const char* name, int64_t fallback) const {
+  int64_t value = 0;
+  if (Succeeded(g_api->KernelInfoGetAttribute_int64(info_, name, &value))) return value;
+  ExpectAbsent(name, "INT");
+  return fallback;
+}
+
+float AttributeReader::Float(const char* name, float fallback) const {
+  float value = 0;
+  if (Succeeded(g_api->KernelInfoGetAttribute_float(info_, name, &value))) return value;
+  ExpectAbsent(name, "FLOAT");
+  return fallback;
+}
+
+std::vector<int64_t> AttributeReader::Ints(const char* name, const std::vector<int64_t>& fallback) const {
+  size_t size = 0;
+  if (Succeeded(g_api->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) {
+    std::vector<int64_t> values(size);
+    if (size > 0) Check(g_api->KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
+    return values;
+  }
+  int64_t value = 0;
+  if (Succeeded(g_api->KernelInfoGetAttribute_int64(info_, name, &value))) return {value};
+  ExpectAbsent(name, "INTS or INT");
+  return fallback;
+}
+
+ContextExecutor::ContextExecutor(const OrtKernelContext* context) : context_(context) {
+  Check(g_api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_info_));
+  if (OrtStatus* status = g_api->KernelContext_GetAllocator(context, memory_info_, &allocator_)) {
+    g_api->ReleaseMemoryInfo(memory_info_);
+    throw ApiError(status);
+  }
+}
+
+ContextExecutor::~ContextExecutor() {
+  g_api->ReleaseAllocator(allocator_);
+  g_api->ReleaseMemoryInfo(memory_info_);
+}
+
+void ContextExecutor::ParallelFor(void (*fn)(void* context, size_t i), size_t count, void* context) {
+  Check(g_api->KernelContext_ParallelFor(context_, fn, count, 0, context));
+}
+
+void* ContextExecutor::Allocate(size_t bytes) {
+  try {
+    return allocator_->Alloc(allocator_, bytes);
+  } catch (...) {  // ONNX Runtime's arena throws when it is full
+    return nullptr;
+  }
+}
+
+void ContextExecutor::Free(void* memory) { allocator_->Free(allocator_, memory); }
+
+}  // namespace longspan::ort
