@@ -81,12 +81,18 @@ def _export(source: Source) -> ir.Model:
 
     table = onnx_translation_table()
     if source.record.kind in ("huggingface", "config"):
-        from transformers.exporters import OnnxConfig, OnnxExporter, exporter_onnx
+        from transformers.exporters import exporter_onnx
+        from transformers.exporters.configs import OnnxConfig
 
         config = OnnxConfig(dynamic=True, dynamic_shapes=_dynamic_shapes(source), opset_version=OPSET)
         with _extended(exporter_onnx._ONNX_TRANSLATION_TABLE, table):
-            exported = OnnxExporter().export(source.model, dict(source.example_inputs), config=config)
-        return exported.program
+            exported: Any = exporter_onnx.OnnxExporter().export(
+                source.model,  # type: ignore[arg-type]  # typed for pretrained models, works on any module
+                dict(source.example_inputs),
+                config=config,
+            )
+        graph: ir.Model = exported.program
+        return graph
     with torch.no_grad():
         if source.record.kind == "program":
             program = torch.onnx.export(

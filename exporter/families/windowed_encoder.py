@@ -102,7 +102,7 @@ def _windowed_attention(
         q_num_heads=heads,
         kv_num_heads=heads,
     )
-    return output.unflatten(2, (heads, size))
+    return output.reshape(batch, length, heads, size)
 
 
 WINDOWED_ENCODER = Family(

@@ -51,9 +51,9 @@ def load_huggingface(request: SourceRequest) -> Source:
     import torch
 
     folder = _locate(request)
-    config = _load_config(request)
     torch.manual_seed(request.seed)
     with _quiet(transformers):
+        config = _load_config(request)
         if request.random_weights:
             shrink(config)
             model = _model_class(transformers, config, request)._from_config(config, dtype=torch.float32)
@@ -133,9 +133,12 @@ def _load_config(request: SourceRequest) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(request.location, trust_remote_code=request.trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            request.location, trust_remote_code=request.trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(request, error) from error
+    return config
 
 
 def _model_class(transformers: Any, config: PretrainedConfig, request: SourceRequest) -> Any:
@@ -242,12 +245,16 @@ def _hashes(request: SourceRequest, folder: Path | None) -> dict[str, str]:
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """Keep transformers' progress bars and hints off the terminal while loading; errors still raise."""
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from huggingface_hub.utils import logging as hub
+
+    ours = transformers.utils.logging
+    verbosities = ours.get_verbosity(), hub.get_verbosity()
+    ours.set_verbosity_error()
+    hub.set_verbosity_error()
+    ours.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        ours.set_verbosity(verbosities[0])
+        hub.set_verbosity(verbosities[1])
+        ours.enable_progress_bar()

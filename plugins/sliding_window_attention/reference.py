@@ -48,11 +48,11 @@ def sliding_window_attention(
         "band_bias": band_bias, "sinks": sinks, "spans": spans,
     }  # fmt: skip
     shapes = infer_shapes({name: array.shape for name, array in given.items() if array is not None}, attributes)
-    heads = lambda array, count: None if array is None else _heads(array.astype(dtype), count)  # noqa: E731
-    q4, k4, v4 = heads(q, shapes.q_num_heads), heads(k, shapes.kv_num_heads), heads(v, shapes.kv_num_heads)
-    gq4 = q4 if global_q is None else heads(global_q, shapes.q_num_heads)
-    gk4 = k4 if global_k is None else heads(global_k, shapes.kv_num_heads)
-    gv4 = v4 if global_v is None else heads(global_v, shapes.kv_num_heads)
+    q4, k4, v4 = (_heads(array.astype(dtype), count) for array, count in _with_heads(shapes, q, k, v))
+    gq4, gk4, gv4 = q4, k4, v4
+    if global_q is not None and global_k is not None and global_v is not None:
+        separate = _with_heads(shapes, global_q, global_k, global_v)
+        gq4, gk4, gv4 = (_heads(array.astype(dtype), count) for array, count in separate)
 
     out = np.zeros((shapes.batch, shapes.q_num_heads, shapes.seq_q, shapes.v_head_size), dtype)
     lse = np.full(shapes.lse, -np.inf, dtype)
@@ -107,6 +107,11 @@ def dtype_of(dtype: npt.DTypeLike) -> Any:
     return np.dtype(dtype).type
 
 
+def _with_heads(shapes: Shapes, q: Array, k: Array, v: Array) -> tuple[tuple[Array, int], ...]:
+    """Each of Q, K, V with its number of heads."""
+    return (q, shapes.q_num_heads), (k, shapes.kv_num_heads), (v, shapes.kv_num_heads)
+
+
 def _heads(array: Array, count: int) -> Array:
     """(B, S, H·D) as (B, H, S, D); 4-D arrays as they are."""
     if array.ndim == 4:
@@ -116,7 +121,7 @@ def _heads(array: Array, count: int) -> Array:
 
 def _pick(bias: Array, b: int, h: int) -> Array:
     """The (1|S_q, W) bias of one batch entry and head."""
-    per_batch = bias[b if bias.shape[0] > 1 else 0]
+    per_batch: Array = bias[b if bias.shape[0] > 1 else 0]
     return np.asarray(per_batch[h if per_batch.shape[0] > 1 else 0])
 
 

@@ -1,0 +1,47 @@
+# Everything starts from here on a fresh machine; `make` alone prints the targets.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+EXTRAS := cpu,hf,report,dev,demo
+NATIVE_SOURCES := $(shell find plugins -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
+
+# mypy resolves `longspan.*` by folders; the import package is mapped from three folders when it is installed.
+TYPES := build/types
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types sanitize bench clean
+
+help: ## Print this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready ## Make .venv with everything for development
+
+$(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: setup ## Extend, trace, check and time a real sentence encoder
+	$(PYTHON) samples/long_minilm/run.py
+
+test: setup ## Run every test
+	$(PYTHON) -m pytest
+
+lint: setup ## Lint and check the format of Python and C++
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	find plugins -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+types: setup ## Check types
+	mkdir -p $(TYPES)/longspan
+	ln -sfn ../../../exporter ../../../plugins ../../../cli $(TYPES)/longspan/
+	MYPYPATH=$(TYPES) $(VENV)/bin/mypy --namespace-packages --explicit-package-bases \
+	  -p longspan.exporter -p longspan.plugins -p longspan.cli
+
+bench: setup ## Time the CPU kernels against their peers
+	$(PYTHON) benchmarks/cpu_attention.py
+
+clean: ## Remove builds and caches, keep .venv
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache
