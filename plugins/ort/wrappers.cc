@@ -69,7 +69,7 @@ bool AttributeReader::Has(const char* name) const {
 }
 
 void AttributeReader::ExpectAbsent(const char* name, const char* type) const {
-  if (Has(name)) throw std::invalid_argument(std::string("attribute ") + name + " has another type: must be " + type);
+  if (Has(name)) throw std::invalid_argument(std::string("attribute ") + name + " is of another type: must be " + type);
 }
 
 int64_t AttributeReader::Int(const char* name, int64_t fallback) const {
@@ -87,15 +87,16 @@ float AttributeReader::Float(const char* name, float fallback) const {
 }
 
 std::vector<int64_t> AttributeReader::Ints(const char* name, const std::vector<int64_t>& fallback) const {
-  size_t size = 0;
-  if (Succeeded(g_api->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) {
-    std::vector<int64_t> values(size);
-    if (size > 0) Check(g_api->KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
-    return values;
-  }
   int64_t value = 0;
   if (Succeeded(g_api->KernelInfoGetAttribute_int64(info_, name, &value))) return {value};
-  ExpectAbsent(name, "INTS or INT");
+  size_t size = 0;
+  // An attribute of another type reads as an empty list.
+  if (Succeeded(g_api->KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) && size > 0) {
+    std::vector<int64_t> values(size);
+    Check(g_api->KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
+    return values;
+  }
+  ExpectAbsent(name, "INTS or INT, and not empty");
   return fallback;
 }
 
