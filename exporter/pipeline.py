@@ -154,7 +154,7 @@ def export(
         outputs=(),
         sites=rewritten.sites,
         opset=rewritten.graph.graph.opset_imports[""],
-        versions=_versions(),
+        versions=package_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     return _write(destination, manifest, rewritten.graph, source)
@@ -182,7 +182,8 @@ def _approximation(prepared: Prepared, conversion: Conversion) -> str:
     return "; ".join(causes)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that take part in an export or a check, by name."""
     versions = {}
     for name in _VERSIONED:
         try:

@@ -1,0 +1,137 @@
+"""Which lengths, batches and masks are checked: few cases, chosen so that a pattern has nowhere to hide.
+
+A window that holds the whole text computes what dense attention does, so a short input proves nothing about a window.
+For every window of the model the lengths stand around the two places where its behaviour changes: where the text
+outgrows one side of the band (the first pair is cut off) and where it outgrows the whole band (the first row is full).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InvalidRequest
+from ..manifest import Manifest
+from ..sites import AttentionSite
+from .inputs import GLOBALS, PADDINGS
+
+LONGEST = 8192
+"""Longest input checked unless asked for more; float64 on a CPU takes minutes beyond."""
+
+WITHOUT_LIMIT = 4096
+"""Longest input for a model that accepts any length, unless its windows need more."""
+
+_BATCHES = (3, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input to check.
+
+    Attributes:
+        batch: Rows.
+        length: Tokens per row.
+        padding: Kind of padding, see `inputs.PADDINGS`; ``"file"`` for inputs that were loaded.
+        global_tokens: Kind of global tokens, see `inputs.GLOBALS`; ``"file"`` for inputs that were loaded.
+    """
+
+    batch: int
+    length: int
+    padding: str
+    global_tokens: str
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.length}, padding {self.padding}, global tokens {self.global_tokens}"
+
+
+def sweep_lengths(sites: Sequence[AttentionSite], accepted: int | None, cap: int | None = None) -> tuple[int, ...]:
+    """Lengths to check, ascending.
+
+    With ``e`` keys on the longer side of a band, the query's own included, and ``w`` keys in the whole band, in tokens:
+    1, e, e+1, w-1, w, w+1, 2w+1 for each window; the first prime from 3w on, which no block size divides; the longest.
+
+    Args:
+        sites: The attention sites.
+        accepted: Longest input that the model accepts; None when unlimited.
+        cap: Longest input to check; None for `LONGEST`.
+
+    Raises:
+        InvalidRequest: `cap` is below 1.
+    """
+    if cap is not None and cap < 1:
+        raise InvalidRequest(f"--max-length {cap}: must be 1 or more")
+    lengths = {1}
+    for edge, band in {_extent(site) for site in sites} - {None}:  # type: ignore[misc]
+        lengths |= {edge, edge + 1, band - 1, band, band + 1, 2 * band + 1, _prime_from(3 * band)}
+    if accepted is None:
+        accepted = max(WITHOUT_LIMIT, *lengths)
+    limit = min(accepted, LONGEST if cap is None else cap)
+    return tuple(sorted({length for length in lengths if 1 <= length <= limit} | {limit}))
+
+
+def _extent(site: AttentionSite) -> tuple[int, int] | None:
+    """Keys on the longer side of a band and in all of it, in tokens; None where a side has no bound."""
+    left = site.attributes.get("left_window_size", -1)
+    right = 0 if site.attributes.get("is_causal", 0) else site.attributes.get("right_window_size", -1)
+    if left < 0 or right < 0:
+        return None
+    step = max(site.attributes.get("dilation", [1]))
+    return max(left, right) * step + 1, (left + right) * step + 1
+
+
+def _prime_from(number: int) -> int:
+    while number < 2 or any(number % divisor == 0 for divisor in range(2, int(number**0.5) + 1)):
+        number += 1
+    return number
+
+
+def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
+    """Combine lengths with batches and masks: every length, and every pair of batch, padding and global tokens.
+
+    The longest length comes once, as one row, because it takes the most time.
+
+    Args:
+        manifest: The bundle's manifest; decides which masks there are.
+        lengths: Lengths to check, ascending.
+
+    Raises:
+        InvalidRequest: a length is below 1 or above what the model accepts.
+    """
+    for length in lengths:
+        if length < 1 or (manifest.max_length is not None and length > manifest.max_length):
+            raise InvalidRequest(f"--lengths {length}: the model accepts 1 to {manifest.max_length or 'any number of'}")
+    paddings, global_kinds = mask_kinds(manifest)
+    # Index 1 of the pattern below is a single row, so the longest goes there. Lengths for which no index is left over
+    # are met once; those just above it, which lie beyond the windows, are met again for the combinations still missing.
+    *shorter, longest = lengths
+    order = [*shorter[-1:], longest, *reversed(shorter[:-1])]
+    again = shorter[len(shorter) // 2 :] or lengths
+    combinations = max(
+        len(paddings) * len(global_kinds), len(_BATCHES) * len(paddings), len(_BATCHES) * len(global_kinds)
+    )
+    cases = []
+    for index in range(max(len(order), combinations)):
+        length = order[index] if index < len(order) else again[index % len(again)]
+        batch = _BATCHES[(index + index // len(PADDINGS)) % 2]
+        # len(PADDINGS) and len(GLOBALS) have no common divisor, so the indices run through every combination.
+        cases.append(Case(batch, length, paddings[index % len(paddings)], global_kinds[index % len(global_kinds)]))
+    return tuple(sorted(dict.fromkeys(cases), key=lambda case: (case.length, case.batch)))
+
+
+def mask_kinds(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Kinds of padding and of global tokens that the model's inputs can express."""
+    roles = {record.role for record in manifest.inputs}
+    return (
+        PADDINGS if "padding_mask" in roles else PADDINGS[:1],
+        GLOBALS if "global_mask" in roles else GLOBALS[:1],
+    )
+
+
+def single_shape(manifest: Manifest, batch: int, length: int) -> tuple[Case, ...]:
+    """The masks worth checking at one given shape: each kind once."""
+    paddings, global_kinds = mask_kinds(manifest)
+    count = max(len(paddings), len(global_kinds))
+    return tuple(
+        Case(batch, length, paddings[index % len(paddings)], global_kinds[index % len(global_kinds)])
+        for index in range(count)
+    )

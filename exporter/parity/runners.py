@@ -1,0 +1,262 @@
+"""What is compared: the model in torch, three ways, and the bundle in ONNX Runtime, two ways, as Polygraphy runners."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polygraphy.backend.base import BaseRunner
+from polygraphy.backend.onnxrt import OnnxrtRunner
+from polygraphy.common import TensorMetadata
+
+from ...plugins import LibraryMissing, ort_library_path
+from ...plugins.definition import DOMAIN
+from ..bundle import Bundle
+from ..errors import EnvironmentLacks, ExportFailed
+from ..manifest import Manifest
+from ..sites import AttentionSite
+from .inputs import Feed, numpy_type
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import torch
+
+    from ..pipeline import Prepared
+
+KERNEL = "kernel"
+FUNCTION_BODY = "function body"
+
+_INLINED = "_inlfunc_"  # ONNX Runtime's prefix for the nodes of a function that it has expanded
+
+
+class TorchRunner(BaseRunner):  # type: ignore[misc]
+    """Runs a torch model on numpy inputs and names its outputs as the bundle does."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Callable[..., Any],
+        manifest: Manifest,
+        dtype: torch.dtype,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """Make a runner.
+
+        Args:
+            name: What reports call it.
+            model: Called with one tensor per input, by name.
+            manifest: Says what inputs and outputs there are.
+            dtype: What floating-point inputs are cast to.
+            around: Makes the context in which the model is called, e.g. a family's interception.
+        """
+        super().__init__(name=name)
+        self._model, self._manifest, self._dtype, self._around = model, manifest, dtype, around
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        """The bundle's inputs, with None for the dimensions that vary."""
+        metadata = TensorMetadata()
+        for record in self._manifest.inputs:
+            shape = tuple(size if isinstance(size, int) else None for size in record.shape)
+            metadata.add(record.name, dtype=numpy_type(record.dtype), shape=shape)
+        return metadata
+
+    def infer_impl(self, feed_dict: Feed) -> OrderedDict[str, Any]:
+        """Outputs by name, as numpy arrays; bfloat16 ones as float32, which holds them exactly."""
+        import torch
+        from torch.utils import _pytree
+
+        inputs = {name: torch.from_numpy(value) for name, value in feed_dict.items()}
+        inputs = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        start = time.perf_counter()
+        with torch.no_grad(), self._around():
+            result = self._model(**inputs)
+        self.inference_time = time.perf_counter() - start
+        tensors = [value for value in _pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+        names = [record.name for record in self._manifest.outputs]
+        if len(tensors) != len(names):
+            raise ExportFailed(
+                f"the model returns {len(tensors)} tensors, the bundle has {len(names)} outputs ({', '.join(names)}); "
+                "next step: export again"
+            )
+        if self._dtype == torch.float64:
+            rounded = [name for name, t in zip(names, tensors, strict=True) if t.is_floating_point() and t.itemsize < 8]
+            if rounded:
+                raise ExportFailed(f"output {rounded[0]} left float64, so the model cannot serve as its own oracle")
+        tensors = [value.float() if value.dtype == torch.bfloat16 else value for value in tensors]
+        return OrderedDict(zip(names, (value.numpy() for value in tensors), strict=True))
+
+
+@dataclass(frozen=True)
+class TorchRunners:
+    """The model in torch.
+
+    Attributes:
+        oracle: Intercepted, in float64.
+        own: Intercepted, in the model's own type.
+        original: As it was before its attention was intercepted, in float64; None where the model calls longspan
+            operators itself, so that there is nothing else to compare with.
+        width: Channels of the widest layer.
+    """
+
+    oracle: TorchRunner
+    own: TorchRunner
+    original: TorchRunner | None
+    width: int
+
+
+def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
+    """Make the runners of a model; its float64 copy is made once and shared."""
+    import torch
+
+    from .oracle import float64_arithmetic
+
+    model: Any = prepared.source.model
+    family, conversion = prepared.family, manifest.conversion
+    if not isinstance(model, torch.nn.Module):
+        program = model
+        model = _callable_program(program)
+    parameters = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
+    dtype = parameters[0].dtype if parameters else torch.float32
+    double = copy.deepcopy(model).double()
+
+    def intercepted(target: Any) -> contextlib.AbstractContextManager[None]:
+        return family.intercept(target, conversion) if family is not None else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def pattern64() -> Any:
+        with intercepted(double), float64_arithmetic():
+            yield
+
+    return TorchRunners(
+        oracle=TorchRunner("torch pattern float64", double, manifest, torch.float64, pattern64),
+        own=TorchRunner("torch pattern", model, manifest, dtype, lambda: intercepted(model)),
+        original=TorchRunner("torch original float64", double, manifest, torch.float64, float64_arithmetic)
+        if family is not None
+        else None,
+        # An embedding has more rows than channels; its rows are not summed.
+        width=max((min(value.shape[0], value[0].numel()) for value in parameters if value.dim() > 1), default=1),
+    )
+
+
+def _callable_program(program: torch.export.ExportedProgram) -> torch.nn.Module:
+    """A module that takes the inputs of an exported program by name, wherever the program takes them."""
+    import torch
+
+    assert program.example_inputs is not None
+    positional = [str(name) for name in program.graph_signature.user_inputs][: len(program.example_inputs[0])]
+
+    class ByName(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # Guards would refuse the float64 inputs of the oracle.
+            self.program = program.module(check_guards=False)
+
+        def forward(self, **inputs: torch.Tensor) -> Any:
+            return self.program(*(inputs.pop(name) for name in positional), **inputs)
+
+    return ByName()
+
+
+@dataclass(frozen=True)
+class RuntimePath:
+    """One way through ONNX Runtime, and what was seen to run there.
+
+    Attributes:
+        name: `KERNEL` or `FUNCTION_BODY`: what was meant to run.
+        runner: Runs the bundle; None where the path cannot run.
+        reason: Why it cannot.
+        sites: What ran at each site: `KERNEL` or `FUNCTION_BODY`, by node name.
+        provider: Execution provider of the sites' nodes.
+    """
+
+    name: str
+    runner: OnnxrtRunner | None
+    reason: str
+    sites: dict[str, str]
+    provider: str = ""
+
+    @property
+    def as_named(self) -> bool:
+        """Whether every site ran the way the path is named for."""
+        return self.runner is not None and set(self.sites.values()) == {self.name}
+
+
+def runtime_paths(bundle: Bundle, probe: Feed) -> tuple[RuntimePath, RuntimePath]:
+    """Open both paths and see in a profile of one run of `probe` what runs at each site.
+
+    Raises:
+        EnvironmentLacks: ONNX Runtime is not installed.
+        ExportFailed: ONNX Runtime cannot load or run the model.
+    """
+    try:
+        library = ort_library_path()
+    except LibraryMissing as error:
+        kernel = RuntimePath(KERNEL, None, str(error), {})
+    else:
+        kernel = _open(KERNEL, bundle, library, probe)
+    return kernel, _open(FUNCTION_BODY, bundle, None, probe)
+
+
+def _open(name: str, bundle: Bundle, library: str | None, probe: Feed) -> RuntimePath:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "checking runs the bundle in ONNX Runtime, which is not installed; next step: pip install 'longspan[cpu]'"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest case for all others
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        if library is not None:
+            options.register_custom_ops_library(library)
+        try:
+            session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
+            session.run(None, probe)
+        except Exception as error:  # ONNX Runtime's exceptions have no common class
+            raise ExportFailed(
+                f"{bundle.model_path}: ONNX Runtime {onnxruntime.__version__} cannot run it by {name}: {error}"
+            ) from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    sites, provider = _what_ran(events, bundle.manifest.sites)
+    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider)
+
+
+def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) -> tuple[dict[str, str], str]:
+    """What ran at each site, and on which provider, from the node events of a profile.
+
+    A kernel's event bears the operator's and the node's name. ONNX Runtime expands a node without a kernel into the
+    nodes of its function, whose names begin with a prefix and the function's name.
+
+    Raises:
+        ExportFailed: the profile shows neither at a site.
+    """
+    nodes = [event for event in events if event.get("cat") == "Node"]
+    kernels = {
+        event["name"].removesuffix("_kernel_time"): event["args"].get("provider", "")
+        for event in nodes
+        if event["args"].get("op_name") in {site.operator for site in sites}
+    }
+    expanded = {site.operator for site in sites if any(_INLINED + site.operator in event["name"] for event in nodes)}
+    ran = {}
+    for site in sites:
+        if site.node in kernels:
+            ran[site.node] = KERNEL
+        elif site.operator in expanded:
+            ran[site.node] = FUNCTION_BODY
+        else:
+            raise ExportFailed(
+                f"site {site.node}: ONNX Runtime's profile shows neither a kernel nor a function body of "
+                f"{DOMAIN}::{site.operator}; the manifest does not fit the model: export again"
+            )
+    return ran, ", ".join(sorted(set(kernels.values()))) or "CPUExecutionProvider"

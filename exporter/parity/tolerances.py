@@ -1,0 +1,152 @@
+"""How much error a float runtime may have: derived per output and input, never a habit such as 1e-5.
+
+Rounding error depends on the number type, on how many terms are summed, on how deep the model is, and on how strongly
+it amplifies (its conditioning), so one constant is too strict for one model and blind for another. What is known for
+every single input is how far torch itself, in the same type, is from the float64 oracle: that run has the same terms,
+depth and conditioning and differs only in the order of its sums. A runtime is therefore allowed
+
+    tolerance = FACTOR · torch's own largest error  +  u · sqrt(terms · depth) · largest magnitude
+
+The first part is FlashAttention's criterion ("not worse than twice the same-type reference"). The second keeps it from
+vanishing where torch happens to round exactly (short inputs, few outputs): random rounding errors of relative size
+u, the unit roundoff (half the machine epsilon), grow as the square root of the number of sums they pass
+(Higham and Mary, 2019, "A new approach to probabilistic rounding error analysis"). `terms` is the longest sum that a
+layer takes, the larger of its width and of the keys that a query sees, so it grows with the length up to the window;
+`depth` is the number of attention sites.
+
+Two float64 runs of one formula (the original model and the intercepted one) differ by the same amplification times the
+unit roundoff of float64, so their tolerance is the same sum with torch's error scaled by the ratio of the two
+roundoffs. Where the formula is not the same they differ by many orders of magnitude more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import InvalidRequest
+from ..sites import AttentionSite
+
+FACTOR = 2.0
+"""A runtime may be this many times as wrong as torch in the same type."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a model's rounding errors grow with, at one length.
+
+    Attributes:
+        terms: Terms of the longest sum in a layer.
+        depth: Layers that follow one another.
+    """
+
+    terms: int
+    depth: int
+
+    @classmethod
+    def of(cls, sites: Sequence[AttentionSite], width: int, length: int) -> Scale:
+        """The scale of a model with `sites` and layers of `width` channels for inputs of `length` tokens."""
+        return cls(max(width, *(_keys(site, length) for site in sites)), len(sites))
+
+    def floor(self, roundoff: float, magnitude: float) -> float:
+        """Expected size of accumulated rounding, for values up to `magnitude`."""
+        return roundoff * math.sqrt(self.terms * self.depth) * magnitude
+
+
+def _keys(site: AttentionSite, length: int) -> int:
+    """Keys that a query of a site may see; a global token's row sees them all."""
+    left, right = (site.attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
+    if "global_mask" in site.inputs or left < 0 or right < 0:
+        return length
+    return int(min(length, left + right + 1))
+
+
+def unit_roundoff(dtype: np.dtype[Any]) -> float:
+    """Half the distance from 1 to the next larger number of a type; 0 for integers and truth values."""
+    if dtype == np.bool_ or np.issubdtype(dtype, np.integer):
+        return 0.0
+    return float(ml_dtypes.finfo(dtype).eps) / 2
+
+
+def lowering_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:
+    """Largest absolute error that a runtime may have against the float64 oracle.
+
+    Args:
+        torch_error: Largest absolute error of torch in `dtype` against the oracle.
+        magnitude: Largest absolute value of the oracle.
+        dtype: Type of the output.
+        scale: What rounding errors grow with.
+    """
+    return FACTOR * torch_error + scale.floor(unit_roundoff(dtype), magnitude)
+
+
+def identity_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:
+    """Largest absolute difference of two float64 runs of the same formula.
+
+    Args:
+        torch_error: Largest absolute error of torch in `dtype` against the oracle; measures the amplification.
+        magnitude: Largest absolute value of the oracle.
+        dtype: Type of the output.
+        scale: What rounding errors grow with.
+    """
+    double = unit_roundoff(np.dtype(np.float64))
+    roundoff = unit_roundoff(dtype)
+    amplified = FACTOR * torch_error * double / roundoff if roundoff else 0.0
+    return amplified + scale.floor(double, magnitude)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Tolerances that the user gave, by output; the key ``""`` is for every other output.
+
+    An output for which either is given is judged as Polygraphy and numpy do: ``|error| <= atol + rtol·|oracle|``, the
+    one that is not given being 0; the derived tolerance does not count then.
+    """
+
+    rtol: Mapping[str, float] = field(default_factory=dict)
+    atol: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, rtol: Iterable[str], atol: Iterable[str]) -> Overrides:
+        """Parse ``[output:]value`` texts.
+
+        Raises:
+            InvalidRequest: a value is not a number of 0 or more.
+        """
+        return cls(
+            rtol=dict(_parse("--rtol", text) for text in rtol), atol=dict(_parse("--atol", text) for text in atol)
+        )
+
+    def check(self, outputs: Sequence[str]) -> None:
+        """Refuse names that are not among `outputs`.
+
+        Raises:
+            InvalidRequest: there is no such output.
+        """
+        for option, values in (("--rtol", self.rtol), ("--atol", self.atol)):
+            unknown = sorted(set(values) - {"", *outputs})
+            if unknown:
+                raise InvalidRequest(f"{option} {unknown[0]}: no such output; allowed: {', '.join(outputs)}")
+
+    def of(self, output: str) -> tuple[float, float] | None:
+        """(rtol, atol) for an output, or None where the derived tolerance counts."""
+        found = [values.get(output, values.get("")) for values in (self.rtol, self.atol)]
+        if found == [None, None]:
+            return None
+        return found[0] or 0.0, found[1] or 0.0
+
+
+def _parse(option: str, text: str) -> tuple[str, float]:
+    output, _, value = text.rpartition(":")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not number >= 0:
+        raise InvalidRequest(f"{option} {text}: must be [output:]number, the number 0 or more, e.g. {option} 1e-5")
+    return output, number
