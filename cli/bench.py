@@ -1,0 +1,233 @@
+"""``longspan bench``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .errors import PASS, THRESHOLD_FAILED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..exporter.throughput.report import BenchReport, Row
+
+_MIB = 1 << 20
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 512,1024,2048") from None
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = [name.strip() for name in value.split(",")]
+    return tuple(name for name in names if name not in ("", "none"))
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--lengths",
+    callback=_numbers,
+    metavar="N,…",
+    help="Tokens per sequence; default: powers of two up to the limit.",
+    callback=_numbers,
+    metavar="N,…",
+    help="Tokens per sequence; default: powers of two up to the model's limit.",
+)
+@click.option("--batch", type=int, default=1, show_default=True, help="Sequences per run.")
+@click.option(
+    "--against",
+    callback=_names,
+    metavar="NAME,…",
+    default="body,dense,stock",
+    show_default=True,
+    help="Baselines: body (the bundle without the library), dense (dense attention), stock (stock export); or none.",
+)
+@click.option("--model", metavar="MODEL", help="Where the source model is now, for the stock export.")
+@click.option("--iterations", type=int, default=10, show_default=True, help="Least number of timed runs.")
+@click.option("--duration", type=float, default=1.0, show_default=True, metavar="S", help="Least time of timed runs.")
+@click.option(
+    "--warm-up", type=float, default=200.0, show_default=True, metavar="MS", help="Least time of warm-up runs."
+)
+@click.option(
+    "--rounds", type=int, default=1, show_default=True, help="Repeat all trials, new processes, pooled samples."
+)
+@click.option(
+    "--time-limit", type=float, default=120.0, show_default=True, metavar="S", help="Longest time of a trial."
+)
+@click.option("--memory-limit", type=int, metavar="MIB", help="Most memory of a trial; default: 90 % of what is free.")
+@click.option("--threads", type=int, default=0, show_default=True, help="Intra-op threads; 0: ONNX Runtime's choice.")
+@click.option(
+    "--providers",
+    callback=_names,
+    metavar="NAME,…",
+    default="CPUExecutionProvider",
+    show_default=True,
+    help="Most wanted first.",
+)
+@click.option(
+    "--global-tokens", type=int, metavar="N", help="First tokens, global; default: 1 where the graph takes them."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.option("--require-kernel", is_flag=True, help="Exit with 5 when the longspan kernels do not run.")
+@click.option(
+    "--min-speedup",
+    type=float,
+    metavar="X",
+    help="Exit with 1 unless X times as fast as dense and stock at the longest length measured for both.",
+)
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write the report here as well; - for stdout, without a table."
+)
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw reports/bench.png (needs matplotlib).")
+def command(
+    bundle: Path,
+    lengths: tuple[int, ...],
+    batch: int,
+    against: tuple[str, ...],
+    model: str | None,
+    iterations: int,
+    duration: float,
+    warm_up: float,
+    rounds: int,
+    time_limit: float,
+    memory_limit: int | None,
+    threads: int,
+    providers: tuple[str, ...],
+    global_tokens: int | None,
+    seed: int,
+    require_kernel: bool,
+    min_speedup: float | None,
+    json_file: str | None,
+    plot: bool,
+) -> int:
+    """Time BUNDLE against its function bodies, dense attention and the stock export of the same model.
+
+    Every trial runs in a process of its own. The report goes to BUNDLE/reports/bench.json, the plot to bench.png.
+    """
+    from ..exporter import bench
+    from ..exporter.throughput import BenchSettings
+    from .terminal import console, progress
+
+    settings = BenchSettings(
+        lengths=lengths,
+        batch=batch,
+        against=against,
+        threads=threads,
+        providers=providers,
+        warm_up_ms=warm_up,
+        iterations=iterations,
+        duration_s=duration,
+        rounds=rounds,
+        time_limit_s=time_limit,
+        memory_limit_bytes=None if memory_limit is None else memory_limit * _MIB,
+        global_tokens=global_tokens,
+        seed=seed,
+    )
+    with progress("bench") as stage:
+        report = bench(
+            bundle,
+            settings,
+            location=model,
+            require_kernel=require_kernel,
+            plot=plot,
+            progress=stage,
+            command=shlex.join(["longspan", *sys.argv[1:]]),
+        )
+    if json_file == "-":
+        click.echo(report.to_json(), nl=False)
+    else:
+        if json_file:
+            Path(json_file).write_text(report.to_json(), encoding="utf-8")
+        print_report(report)
+        console().print(f"report: {bundle / 'reports'}", soft_wrap=True)
+    return verdict(report, min_speedup)
+
+
+def verdict(report: BenchReport, min_speedup: float | None) -> int:
+    """Exit code: whether the bundle ran wherever limits allowed, and was as fast as `min_speedup` asks."""
+    failed = [f"{row.title} {row.status} at {row.length:,} tokens: {row.reason}" for row in report.broken]
+    if min_speedup is not None:
+        judged = [found for found in report.crossovers if found.baseline in ("dense", "stock")]
+        measured = [found for found in judged if found.speedup_at_longest is not None]
+        if not measured:
+            failed.append("--min-speedup: neither dense SDPA nor the stock export was measured")
+        failed += [
+            f"--min-speedup: {found.speedup_at_longest:.3g}x against {found.baseline} at {found.longest:,} tokens, "
+            f"below {min_speedup:g}x"
+            for found in measured
+            if found.speedup_at_longest is not None and found.speedup_at_longest < min_speedup
+        ]
+    for line in failed:
+        click.echo(f"longspan: failed: {line}", err=True)
+    return THRESHOLD_FAILED if failed else PASS
+
+
+def print_report(report: BenchReport) -> None:
+    """Print the table, the crossovers and the notes."""
+    from ..exporter.throughput.report import describe_crossover
+    from ..exporter.throughput.variants import TITLES
+    from .terminal import console
+
+    terminal = console()
+    settings = report.settings
+    threads = f"{settings.threads} threads" if settings.threads else "default threads"
+    terminal.print(f"{report.model}: {report.attention}", style="bold", soft_wrap=True)
+    terminal.print(
+        f"{report.machine.short}; {settings.providers[0]}, {threads}, batch {settings.batch}", soft_wrap=True
+    )
+    terminal.print(bench_table(report))
+    terminal.print(
+        "p50, p90, p99: latency in ms; spread: (p90 - p10) / p50; MiB: peak memory of the process; ratio: to "
+        f"{TITLES[report.reference]}",
+        soft_wrap=True,
+    )
+    reasons = list(dict.fromkeys((row.title, row.status, row.reason) for row in report.rows if row.reason))
+    for title, status, reason in reasons:
+        terminal.print(f"{title}: {status}: {reason}", soft_wrap=True, markup=False)
+    for found in report.crossovers:
+        terminal.print(describe_crossover(found, report.reference), soft_wrap=True)
+    for note in report.notes:
+        terminal.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+def bench_table(report: BenchReport) -> Table:
+    """One row per variant and length, 80 columns wide; a variant that was not measured shows its state."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for title in ("tokens", "variant", "p50 ms", "p90", "p99", "spread", "runs", "tokens/s", "MiB", "ratio"):
+        table.add_column(title, justify="left" if title == "variant" else "right", no_wrap=True)
+    previous = None
+    for row in report.rows:
+        length = f"{row.length:,}" if row.length != previous else ""
+        table.add_row(length, row.title, *_cells(row), style="bold" if row.variant == report.reference else "")
+        previous = row.length
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    latency = row.latency
+    if latency is None or row.tokens_per_s is None or row.peak_rss_bytes is None:
+        return [row.status]
+    return [
+        *(_milliseconds(value) for value in (latency.median, latency.p90, latency.p99)),
+        f"{latency.spread:.0%}",
+        f"{latency.runs:,}",
+        f"{row.tokens_per_s:,.0f}",
+        f"{row.peak_rss_bytes / _MIB:,.0f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+    ]
+
+
+def _milliseconds(value: float) -> str:
+    """Three significant digits below 100, whole milliseconds above."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,208 @@
+"""The plot of a benchmark: latency and memory over length."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EnvironmentLacks
+from .report import OK, BenchReport, Row
+from .variants import TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# From the palettes of Okabe and Ito and of Paul Tol, which stay apart for every kind of colour vision and are dark
+# enough for text; markers carry the same information.
+_STYLES = {
+    "kernel": ("#0072B2", "o"),
+    "body": ("#AA3377", "s"),
+    "dense": ("#00856A", "^"),
+    "stock": ("#D55E00", "D"),
+}
+_INK, _FAINT = "#222222", "#6b6b6b"
+_LABEL_GAP = 0.095
+"""Least distance of two labels at the right edge, in axes heights."""
+
+
+def draw(report: BenchReport, path: Path) -> None:
+    """Draw latency (median, with a band from p10 to p90) and peak memory over length, both axes logarithmic.
+
+    Args:
+        report: What to draw; variants without any measurement are left out.
+        path: PNG file to write.
+
+    Raises:
+        EnvironmentLacks: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the plot needs matplotlib, which is not installed; next step: pip install 'longspan[report]'"
+        ) from error
+    with rc_context({"font.size": 9.5, "axes.edgecolor": _FAINT, "text.color": _INK, "axes.labelcolor": _INK}):
+        # No pyplot: it would keep the figure and choose a backend for the whole process.
+        figure = Figure(figsize=(12.4, 5.2), dpi=200, facecolor="white")
+        FigureCanvasAgg(figure)
+        latency, memory = figure.subplots(1, 2)
+        figure.subplots_adjust(left=0.055, right=0.89, top=0.80, bottom=0.115, wspace=0.5)
+        series = {name: [row for row in report.rows if row.variant == name and row.status == OK] for name in TITLES}
+        series = {name: rows for name, rows in series.items() if rows}
+        _latency_panel(latency, series, report)
+        _memory_panel(memory, series, report)
+        _titles(figure, report)
+        figure.savefig(path)
+
+
+def _titles(figure: Any, report: BenchReport) -> None:
+    settings = report.settings
+    figure.text(0.055, 0.935, f"{report.model}: {report.attention}", size=13, weight="bold")
+    threads = f"{settings.threads} threads" if settings.threads else "default threads"
+    figure.text(
+        0.055,
+        0.89,
+        f"{report.machine.short}; {settings.providers[0]}, {threads}, batch {settings.batch}; {report.created[:10]}",
+        color=_FAINT,
+    )
+
+
+def _latency_panel(axes: Axes, series: dict[str, list[Row]], report: BenchReport) -> None:
+    ends = {}
+    for name, rows in series.items():
+        lengths = [row.length for row in rows]
+        statistics = [row.latency for row in rows if row.latency is not None]
+        medians = [latency.median for latency in statistics]
+        _line(axes, name, lengths, medians)
+        axes.fill_between(
+            lengths,
+            [latency.p10 for latency in statistics],
+            [latency.p90 for latency in statistics],
+            color=_STYLES[name][0],
+            alpha=0.18,
+            linewidth=0,
+        )
+        ends[name] = (lengths[-1], medians[-1], f"{medians[-1]:,.3g} ms")
+    _finish(axes, report, "Latency per run: median, band p10–p90", "latency [ms]")
+    _label_ends(axes, ends, report)
+    _mark_crossovers(axes, series, report)
+
+
+def _memory_panel(axes: Axes, series: dict[str, list[Row]], report: BenchReport) -> None:
+    ends = {}
+    for name, rows in series.items():
+        lengths = [row.length for row in rows]
+        peaks = [(row.peak_rss_bytes or 0) / 2**20 for row in rows]
+        _line(axes, name, lengths, peaks)
+        ends[name] = (lengths[-1], peaks[-1], f"{peaks[-1]:,.0f} MiB")
+    _finish(axes, report, "Peak memory of the process", "peak resident memory [MiB]")
+    _label_ends(axes, ends, report)
+
+
+def _line(axes: Axes, name: str, lengths: list[int], values: list[float]) -> None:
+    color, marker = _STYLES[name]
+    axes.plot(
+        lengths,
+        values,
+        color=color,
+        marker=marker,
+        markersize=5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        linewidth=2.4 if name == "kernel" else 1.6,
+        zorder=4 if name == "kernel" else 3,
+    )
+
+
+def _finish(axes: Axes, report: BenchReport, title: str, label: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    lengths = report.settings.lengths
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(lengths[0] / 1.12, lengths[-1] * 1.12)
+    axes.xaxis.set_major_locator(FixedLocator(list(lengths)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    low, high = axes.get_ylim()
+    # Less than a decade shows no power of ten, or only one, so ticks between them are labelled as well.
+    steps = (1.0,) if high / low > 300 else (1.0, 2.0, 5.0) if high / low > 4 else tuple(range(1, 10))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(title, loc="left", size=10.5, color=_INK)
+    axes.set_xlabel("sequence length [tokens]")
+    axes.set_ylabel(label)
+    axes.grid(which="major", color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(color=_FAINT, labelcolor=_INK, which="both")
+
+
+def _label_ends(axes: Axes, ends: dict[str, tuple[int, float, str]], report: BenchReport) -> None:
+    """Name each line at the right edge, pushed apart where values are close, with what ended it early."""
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    wanted = {name: (math.log(value) - low) / (high - low) for name, (_, value, _) in ends.items()}
+    heights = _spread(wanted)
+    longest = report.settings.lengths[-1]
+    for name, (length, value, text) in ends.items():
+        ended = "" if length == longest else f"\nthen {_first_bad(report, name, length)}"
+        axes.annotate(
+            f"{TITLES[name]}\n{text}{ended}",
+            xy=(length, value),
+            xytext=(1.025, heights[name]),
+            textcoords="axes fraction",
+            color=_STYLES[name][0],
+            weight="bold" if name == report.reference else "normal",
+            va="center",
+            size=9,
+            linespacing=1.05,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": _STYLES[name][0], "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def _first_bad(report: BenchReport, name: str, after: int) -> str:
+    return next(row.status for row in report.rows if row.variant == name and row.length > after)
+
+
+def _spread(wanted: dict[str, float]) -> dict[str, float]:
+    """Heights close to the wanted ones, ascending in the same order, at least `_LABEL_GAP` apart."""
+    names = sorted(wanted, key=lambda name: wanted[name])
+    heights = [wanted[name] for name in names]
+    for _ in range(200):
+        moved = False
+        for index in range(len(heights) - 1):
+            lack = _LABEL_GAP - (heights[index + 1] - heights[index])
+            if lack > 1e-6:
+                heights[index] -= lack / 2
+                heights[index + 1] += lack / 2
+                moved = True
+        if not moved:
+            break
+    return dict(zip(names, heights, strict=True))
+
+
+def _mark_crossovers(axes: Axes, series: dict[str, list[Row]], report: BenchReport) -> None:
+    marked = [found for found in report.crossovers if found.kind == "from" and found.baseline in series]
+    for index, found in enumerate(sorted(marked, key=lambda one: one.tokens or 0)):
+        assert found.tokens is not None
+        color = _STYLES[found.baseline][0]
+        # Curves rise to the right, so the upper left is free: the text stands left of its line where that has room.
+        left = found.tokens**2 > report.settings.lengths[0] * report.settings.lengths[-1]
+        axes.axvline(found.tokens, color=color, linestyle=(0, (2, 2)), linewidth=1.1, zorder=2)
+        axes.annotate(
+            f"faster than {TITLES[found.baseline]}\nfrom {found.tokens:,} tokens",
+            xy=(found.tokens, 0.985 - 0.115 * index),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4 if left else 4, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            color=color,
+            size=8.5,
+            va="top",
+        )

@@ -1,0 +1,199 @@
+"""One trial: one model, one length, one process. ``python -m longspan.exporter.throughput.trial < request.json``.
+
+The process imports numpy and ONNX Runtime only, so that its memory is the session's and not the exporter's. It reads a
+JSON request from stdin and writes one JSON line to stdout; everything that libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+START = time.perf_counter()
+
+FEWEST_SAMPLES = 3
+"""Runs below which a trial that meets its time limit reports no statistics."""
+
+
+def main() -> None:
+    """Run the trial that stdin asks for and print its result."""
+    request = json.load(sys.stdin)
+    # Native libraries may print; the result must stand alone on the real stdout.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        result = run(request)
+    except MemoryError as error:
+        result = {"status": "out of memory", "reason": f"MemoryError: {error}"}
+    except Exception as error:
+        result = _failure(error)
+    answer.write(json.dumps(result) + "\n")
+    answer.flush()
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Load, prove the path, warm up, time.
+
+    Args:
+        request: ``model``, ``library`` (or None), ``inputs`` (an npz file), ``providers``, ``threads`` (0: the
+            runtime's choice), ``warm_up_ms``, ``iterations``, ``duration_s``, ``time_limit_s``,
+            ``memory_limit_bytes`` (or None), ``kernel_operators`` (names of operators that have kernels), ``folder``
+            (for the profile).
+
+    Returns:
+        ``status`` and, when ``"ok"``, the samples, memory and what the session executed.
+    """
+    deadline = START + request["time_limit_s"]
+    if request["memory_limit_bytes"]:
+        # Allocations beyond the limit fail here as an error, instead of making the system kill some process.
+        limit = int(request["memory_limit_bytes"])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    import numpy as np
+    import onnxruntime as ort
+
+    memory = {"imports": peak_rss_bytes()}
+    begin = time.perf_counter()
+    session = _session(ort, request)
+    load_s = time.perf_counter() - begin
+    memory["session"] = peak_rss_bytes()
+    with np.load(request["inputs"]) as drawn:
+        wanted = {value.name for value in session.get_inputs()}
+        missing = sorted(wanted - set(drawn.files))
+        if missing:
+            return {"status": "failed", "reason": f"the graph takes {', '.join(missing)}, which the bundle's does not"}
+        feeds = {name: drawn[name] for name in drawn.files if name in wanted}
+
+    begin = time.perf_counter()
+    outputs = session.run(None, feeds)
+    first_s = time.perf_counter() - begin
+    if time.perf_counter() + first_s < deadline:
+        outputs = session.run(None, feeds)
+    executed = _executed(Path(session.end_profiling()), request["kernel_operators"])
+    not_finite = [
+        value.name
+        for value, array in zip(session.get_outputs(), outputs, strict=True)
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all()
+    ]
+    if not_finite:
+        return {"status": "failed", "reason": f"output {', '.join(not_finite)} holds values that are not finite"}
+    shapes = {value.name: list(array.shape) for value, array in zip(session.get_outputs(), outputs, strict=True)}
+    del outputs
+
+    timing = _time(lambda: session.run(None, feeds), request, deadline, first_s)
+    memory["peak"] = peak_rss_bytes()
+    samples = timing["samples_ms"]
+    enough = len(samples) >= FEWEST_SAMPLES
+    reason = "" if enough else f"{len(samples)} runs in {request['time_limit_s']:g} s; the first took {first_s:.3g} s"
+    return {
+        "status": "ok" if enough else "over limit",
+        "reason": reason,
+        "load_s": load_s,
+        "first_run_s": first_s,
+        "memory_bytes": memory,
+        "providers": session.get_providers(),
+        "outputs": shapes,
+        "executed": executed,
+        **timing,
+    }
+
+
+def _session(ort: Any, request: dict[str, Any]) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = request["threads"]
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path(request["folder"]) / "profile")
+    if request["library"]:
+        options.register_custom_ops_library(request["library"])
+    return ort.InferenceSession(request["model"], options, providers=request["providers"])
+
+
+def _time(call: Any, request: dict[str, Any], deadline: float, expected_s: float) -> dict[str, Any]:
+    """Warm up, then run until both the iterations and the duration are reached, or the deadline is near."""
+    clock = time.perf_counter_ns
+    warm_up_runs = 0
+    begin = clock()
+    while (clock() - begin) / 1e6 < request["warm_up_ms"]:
+        # Leave time for the samples that a report needs.
+        if time.perf_counter() + (FEWEST_SAMPLES + 1) * expected_s > deadline:
+            break
+        call()
+        warm_up_runs += 1
+    samples: list[int] = []
+    cut_short = False
+    gc.collect()
+    gc.disable()
+    usage, began = resource.getrusage(resource.RUSAGE_SELF), clock()
+    while len(samples) < request["iterations"] or (clock() - began) / 1e9 < request["duration_s"]:
+        last_s = samples[-1] / 1e9 if samples else expected_s
+        if time.perf_counter() + last_s > deadline:
+            cut_short = True
+            break
+        start = clock()
+        call()
+        samples.append(clock() - start)
+    wall_s, after = (clock() - began) / 1e9, resource.getrusage(resource.RUSAGE_SELF)
+    gc.enable()
+    busy_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
+    return {
+        "samples_ms": [sample / 1e6 for sample in samples],
+        "warm_up_runs": warm_up_runs,
+        "cut_short": cut_short,
+        "cores_used": busy_s / wall_s if wall_s else 0.0,
+        "preemptions": after.ru_nivcsw - usage.ru_nivcsw,
+    }
+
+
+def _executed(profile: Path, kernel_operators: list[str]) -> dict[str, Any]:
+    """What the session's own profile says about the last profiled run.
+
+    Returns:
+        ``kernel_nodes``: calls of longspan kernels; ``kernel_share``: their part of the run's time; ``nodes``: calls
+        per execution provider and operator.
+    """
+    events = json.loads(profile.read_text(encoding="utf-8"))
+    profile.unlink()
+    runs = [event for event in events if event.get("name") == "model_run"]
+    run = max(runs, key=lambda event: event["ts"])
+    nodes: dict[str, dict[str, int]] = {}
+    kernel_us = kernel_nodes = 0
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < run["ts"]:
+            continue
+        operator, provider = event["args"]["op_name"], event["args"].get("provider", "")
+        of_provider = nodes.setdefault(provider, {})
+        of_provider[operator] = of_provider.get(operator, 0) + 1
+        if operator in kernel_operators:
+            kernel_us += event["dur"]
+            kernel_nodes += 1
+    return {"kernel_nodes": kernel_nodes, "kernel_share": kernel_us / max(run["dur"], 1), "nodes": nodes}
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far.
+
+    ``getrusage`` is no use here: the kernel carries the peak of the process that forked over an exec, so a child of
+    a process with a model in memory starts with that model's size. ``VmHWM`` belongs to this program's memory alone.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM; next step: bench on Linux")
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    text = str(error)
+    memory = any(word in text for word in ("bad_alloc", "Failed to allocate memory", "bad allocation"))
+    first_line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    reason = f"{type(error).__name__}: {first_line}"
+    return {"status": "out of memory" if memory else "failed", "reason": reason[:500]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The models that are timed against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...plugins.errors import LibraryMissing, PluginError
+from ...plugins.library import ort_library_path
+from ..bundle import Bundle
+from ..errors import ExporterError, ExportFailed
+from ..sites import longspan_nodes
+
+TITLES = {
+    "kernel": "longspan kernel",
+    "body": "function body",
+    "dense": "dense SDPA",
+    "stock": "stock export",
+}
+"""What tables and plots call each variant."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of running the model.
+
+    Attributes:
+        name: A key of `TITLES`.
+        model: ONNX file; None where the variant cannot be had.
+        library: Operator library to register; None for none.
+        kernel_nodes: Calls of longspan kernels that a run must show.
+        exponent: Power of the length that its attention costs; for predictions before a trial.
+        unavailable: Why there is no model; empty where there is one.
+    """
+
+    name: str
+    model: Path | None
+    library: str | None = None
+    kernel_nodes: int = 0
+    exponent: int = 1
+    unavailable: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tables and plots call it."""
+        return TITLES[self.name]
+
+
+def kernel_variant(bundle: Bundle) -> Variant:
+    """The bundle with the longspan library registered."""
+    try:
+        library = ort_library_path()
+    except LibraryMissing as error:
+        return Variant("kernel", None, unavailable=str(error))
+    return Variant("kernel", bundle.model_path, library=library, kernel_nodes=len(bundle.manifest.sites))
+
+
+def body_variant(bundle: Bundle) -> Variant:
+    """The bundle as a runtime without the library runs it."""
+    return Variant("body", bundle.model_path)
+
+
+def dense_variant(bundle: Bundle, folder: Path) -> Variant:
+    """The bundle's graph with every site computed as dense attention, written to `folder`.
+
+    Weights, opset and everything around the sites are the bundle's, so the difference is the attention's alone.
+    """
+    import onnx_ir as ir
+
+    from ...plugins.sliding_window_attention.dense_baseline import dense_function_body
+    from ...plugins.sliding_window_attention.function import Signature
+    from ..graph_io import save_model
+
+    path = folder / "dense.onnx"
+    try:
+        model = ir.load(bundle.model_path)
+        for node in longspan_nodes(model):
+            model.functions[node.op_identifier()] = dense_function_body(Signature.of(node))
+        save_model(model, path)
+    except (PluginError, OSError) as error:
+        return Variant("dense", None, unavailable=f"cannot be built: {error}")
+    return Variant("dense", path, exponent=2)
+
+
+def stock_variant(bundle: Bundle, folder: Path, location: str | None) -> Variant:
+    """The unchanged model as the stock exporter traces it, written to `folder`.
+
+    Positions are extended where the bundle's are, so that it accepts the same lengths.
+
+    Args:
+        bundle: Whose model to trace again.
+        folder: Where to write.
+        location: Where the model is now; None for where it was exported from.
+    """
+    from ..graph_io import name_dimensions, save_model
+    from ..pipeline import prepare
+    from ..sources import SourceRequest
+    from ..tracing import trace_stock
+
+    record = bundle.manifest.source
+    path = folder / "stock.onnx"
+    try:
+        source = prepare(SourceRequest.again(record, location), bundle.manifest.conversion).source
+        changed = sorted(name for name, digest in record.files.items() if source.record.files.get(name) != digest)
+        if changed:
+            raise ExportFailed(
+                f"{source.record.location}: {', '.join(changed)} changed since the export; next step: export again"
+            )
+        model = trace_stock(source)
+        if any(True for _ in longspan_nodes(model)):
+            raise ExportFailed("the model calls longspan operators itself, so it has no stock export")
+        name_dimensions(model)
+        save_model(model, path)
+    except (ExporterError, PluginError, OSError) as error:
+        return Variant("stock", None, unavailable=" ".join(str(error).split()))
+    return Variant("stock", path, exponent=2)
