@@ -37,9 +37,6 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     "--lengths",
     callback=_numbers,
     metavar="N,…",
-    help="Tokens per sequence; default: powers of two up to the limit.",
-    callback=_numbers,
-    metavar="N,…",
     help="Tokens per sequence; default: powers of two up to the model's limit.",
 )
 @click.option("--batch", type=int, default=1, show_default=True, help="Sequences per run.")

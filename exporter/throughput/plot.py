@@ -150,7 +150,7 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[int, float, str]], report: Ben
     heights = _spread(wanted)
     longest = report.settings.lengths[-1]
     for name, (length, value, text) in ends.items():
-        ended = "" if length == longest else f"\nthen {_first_bad(report, name, length)}"
+        ended = "" if length == longest else f" at {length:,}\nthen {_first_bad(report, name, length)}"
         axes.annotate(
             f"{TITLES[name]}\n{text}{ended}",
             xy=(length, value),
