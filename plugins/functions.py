@@ -43,13 +43,13 @@ def attach_function_bodies(model: ir.Model) -> None:
     opset = model.opset_imports.get("", 0)
     if opset < MINIMUM_OPSET:
         raise InvalidOperands(
-            f"the model uses opset {opset}, but function bodies need {MINIMUM_OPSET} or later; next step: convert it with "
-            f"onnx.version_converter.convert_version(model, {MINIMUM_OPSET}), or export it with a later opset"
+            f"the model uses opset {opset}; allowed for function bodies: {MINIMUM_OPSET} or later; next step: export "
+            f"with a later opset, or use onnx.version_converter.convert_version(model, {MINIMUM_OPSET})"
         )
     functions: dict[ir.OperatorIdentifier, ir.Function] = {}
     for node in nodes:
-        _normalise(node)
         signature, build = _signature(node)
+        _normalise(node)
         node.overload = signature.overload
         if node.op_identifier() not in functions:
             functions[node.op_identifier()] = build(opset)
@@ -61,15 +61,22 @@ def attach_function_bodies(model: ir.Model) -> None:
 
 
 def _normalise(node: ir.Node) -> None:
-    """Cut off absent inputs at the end, and make lists of the numbers that the definition wants as lists.
+    """Write a node so that every consumer of its body understands it.
 
-    A body refers to an attribute by its type, and TensorRT-RTX wants as many inputs on the node as on the function.
+    Absent inputs at the end are cut off: TensorRT-RTX wants as many on the node as on the function. A single number
+    becomes a list where the definition has a list: a body refers to an attribute by its type. Defaults are written out:
+    `onnx.inliner` does not know the default values of a function's attributes.
     """
     while node.inputs and node.inputs[-1] is None:
         node.resize_inputs(len(node.inputs) - 1)
-    for name, attribute in node.attributes.items():
-        if attribute.type == ir.AttributeType.INT and operator(node.op_type).attribute(name).kind == "ints":
-            node.attributes[name] = ir.AttrInt64s(name, [attribute.as_int()])
+    for definition in operator(node.op_type).attributes:
+        attribute = node.attributes.get(definition.name)
+        if attribute is not None and attribute.type == ir.AttributeType.INT and definition.kind == "ints":
+            node.attributes[definition.name] = ir.AttrInt64s(definition.name, [attribute.as_int()])
+        if attribute is None and definition.default is not None:
+            [node.attributes[definition.name]] = ir.convenience.convert_attributes(
+                {definition.name: definition.default}
+            )
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -129,12 +129,12 @@ class FunctionBuilder:
             self._constants["attribute", name] = self._constant(reference, name)
         return self._constants["attribute", name]
 
-    def constant(self, value: int | float | Sequence[int]) -> Expr:
-        """A constant: int64 for int, float32 for float; scalar, or 1-D for a sequence."""
+    def constant(self, value: bool | int | float | Sequence[int]) -> Expr:
+        """A constant: bool, int64 for int, float32 for float; scalar, or 1-D for a sequence."""
         key = (type(value), tuple(value) if isinstance(value, Sequence) else value)
         if key not in self._constants:
-            array = np.array(value, np.float32 if isinstance(value, float) else np.int64)
-            self._constants[key] = self._constant(ir.AttrTensor("value", ir.tensor(array)), "const")
+            dtype = np.bool_ if isinstance(value, bool) else np.float32 if isinstance(value, float) else np.int64
+            self._constants[key] = self._constant(ir.AttrTensor("value", ir.tensor(np.array(value, dtype))), "const")
         return self._constants[key]
 
     def _constant(self, attribute: ir.Attr, hint: str) -> Expr:
@@ -215,11 +215,11 @@ class FunctionBuilder:
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=axis)
 
     def reduce(self, kind: str, x: Expr, axis: int, keepdims: bool = True) -> Expr:
-        """Reduce one axis; `kind` is ``"Max"``, ``"Sum"``, …"""
+        """Reduce one axis; `kind` is ``"Max"`` or ``"Sum"``."""
         return self.op(f"Reduce{kind}", x, [axis], keepdims=int(keepdims))
 
     def reduce_all(self, kind: str, x: Expr) -> Expr:
-        """Reduce every axis to a scalar."""
+        """Reduce every axis, to a scalar; `kind` is ``"Max"`` or ``"Min"``."""
         return self.op(f"Reduce{kind}", x, keepdims=0)
 
     def loop(self, trips: Expr, step: Callable[[Expr], Sequence[Expr]]) -> list[Expr]:
@@ -242,7 +242,9 @@ class FunctionBuilder:
         )
         results[0].value.type, results[0].value.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
         outputs = [ir.Value(name=self._name("stack")) for _ in results[1:]]
-        node = ir.Node("", "Loop", [trips.value, None], [ir.AttrGraph("body", graph)], outputs=outputs)
+        node = ir.Node(
+            "", "Loop", [trips.value, self.constant(True).value], [ir.AttrGraph("body", graph)], outputs=outputs
+        )
         self._scopes[-1].append(node)
         return [Expr(self, output) for output in outputs]
 

@@ -97,8 +97,8 @@ def _layout(node: ir.Node, q: ir.Value | None, attributes: Attributes) -> str:
     if attributes.q_num_heads:
         return "bsd"
     raise InvalidOperands(
-        f"layout of SlidingWindowAttention {node.name!r} is unknown: Q has no shape and q_num_heads is absent; allowed: "
-        "3-D or 4-D; next step: run shape inference, or set the shape of Q"
+        f"layout of SlidingWindowAttention {node.name!r} is unknown: Q has no shape and q_num_heads is absent; "
+        "allowed: 3-D or 4-D; next step: run shape inference, or set the shape of Q"
     )
 
 
@@ -250,9 +250,14 @@ class _Body:
         # Rows past the end of a class repeat the last query; nothing reads their results.
         query = b.minimum(first + self.row * self.dilation, self.seq_q - 1)
         position = self.offset + query
-        # No query of these blocks has keys further away; a window may be much larger than the sequence.
-        before = b.maximum(b.reduce_all("Max", position), 0) // self.least_dilation
-        after = b.maximum(self.seq_k - 1 - b.reduce_all("Min", position), 0) // self.least_dilation
+        # A window may be much larger than the sequence: no query has keys further away than this. The bounds follow
+        # from shapes and do not vary between blocks, since TensorRT plans for no other sizes.
+        if self.has("nonpad_kv_seqlen"):
+            highest, lowest = self.seq_k - 1, -self.seq_q
+        else:
+            highest, lowest = self.seq_q - 1, b.constant(0)
+        before = b.maximum(highest, 0) // self.least_dilation
+        after = b.maximum(self.seq_k - 1 - lowest, 0) // self.least_dilation
         left, right = b.minimum(self.left, before), b.minimum(self.right, after)
         column = b.arange(self.rows + left + right) - left
         steps = column - b.reshape(self.row, [-1, 1])
