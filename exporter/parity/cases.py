@@ -106,9 +106,9 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
     *shorter, longest = lengths
     order = [*shorter[-1:], longest, *reversed(shorter[:-1])]
     again = shorter[len(shorter) // 2 :] or lengths
-    combinations = max(
-        len(paddings) * len(global_kinds), len(_BATCHES) * len(paddings), len(_BATCHES) * len(global_kinds)
-    )
+    kinds = (len(paddings), len(global_kinds))
+    kinds = (len(paddings), len(global_kinds))
+    combinations = max(kinds[0] * kinds[1], len(_BATCHES) * max(kinds))
     cases = []
     for index in range(max(len(order), combinations)):
         length = order[index] if index < len(order) else again[index % len(again)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,7 @@ class _Comparison:
             for runner in runners:
                 if runner is not None:
                     stack.enter_context(runner)
+            stack.enter_context(_quiet_models())
             yield
 
     def run(self, case: Case, feed: Feed) -> CaseReport:
@@ -294,9 +296,9 @@ class _Comparison:
         tokens = meaningful(record, token_mask(feed, self.manifest.inputs))
         # Where torch itself has no finite value (the mean over a row of nothing but padding) there is nothing to prove.
         defined = np.isfinite(truth)
-        everywhere = (
-            None if defined.all() else defined | np.broadcast_to(True if tokens is None else tokens, truth.shape)
-        )
+        everywhere = None
+        if not defined.all():
+            everywhere = defined | np.broadcast_to(True if tokens is None else tokens, truth.shape)
         magnitude = float(np.abs(truth, where=defined, out=np.zeros_like(truth)).max(initial=0.0))
         torch_error = measure(own[name], truth, everywhere)
         scale = Scale.of(self.manifest.sites, self.torch.width, case.length)
@@ -326,6 +328,18 @@ class _Comparison:
         """
         window = self.manifest.conversion.window
         return self.manifest.faithful or (window is not None and case.length <= window // 2 + 1)
+
+
+@contextlib.contextmanager
+def _quiet_models() -> Iterator[None]:
+    """Hold back the hints that transformers gives while its models run."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _infer(runner: Any, feed: Feed) -> dict[str, Array]:

@@ -80,7 +80,7 @@ def token_mask(feed: Feed, inputs: Sequence[InputRecord]) -> Array | None:
     """(batch, sequence) truth values, True where there is a token; None for a model without a padding mask."""
     for record in inputs:
         if record.role == "padding_mask" and feed[record.name].ndim == 2:
-            return feed[record.name] != 0
+            return np.not_equal(feed[record.name], 0)
     return None
 
 

@@ -63,7 +63,8 @@ def draw_inputs(
     """
     if padding not in PADDINGS or global_tokens not in GLOBALS:
         raise InvalidRequest(
-            f"padding {padding!r}, global tokens {global_tokens!r}; allowed: {', '.join(PADDINGS)}; {', '.join(GLOBALS)}"
+            f"padding {padding!r}, global tokens {global_tokens!r}; allowed: {', '.join(PADDINGS)}, and "
+            f"{', '.join(GLOBALS)}"
         )
     known = {BATCH: batch, SEQUENCE: length, **(sizes or {})}
     feed = {}

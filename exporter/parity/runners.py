@@ -26,7 +26,6 @@ from ..sites import AttentionSite
 from .inputs import Feed, numpy_type
 
 if TYPE_CHECKING:
-    import onnxruntime
     import torch
 
     from ..pipeline import Prepared

@@ -70,7 +70,7 @@ def unit_roundoff(dtype: np.dtype[Any]) -> float:
     """Half the distance from 1 to the next larger number of a type; 0 for integers and truth values."""
     if dtype == np.bool_ or np.issubdtype(dtype, np.integer):
         return 0.0
-    return float(ml_dtypes.finfo(dtype).eps) / 2
+    return float(ml_dtypes.finfo(dtype).eps) / 2  # type: ignore[no-untyped-call]
 
 
 def lowering_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:

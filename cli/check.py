@@ -1,0 +1,209 @@
+"""``longspan check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .errors import PASS, THRESHOLD_FAILED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..exporter.parity import CaseReport, CheckReport, PathReport
+    from ..exporter.parity.report import Judged
+
+
+def _lengths(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(length) for length in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not N,N,…, e.g. 1,511,2049") from None
+
+
+@click.command("check")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--source", metavar="MODEL", help="Where the exported model is now, if it moved.")
+@click.option(
+    "--lengths", callback=_lengths, metavar="N,…", help="Check these lengths, not those the windows call for."
+)
+@click.option("--max-length", type=int, metavar="N", help="Longest input (default: all the model takes, at most 8192).")
+@click.option("--input-shapes", multiple=True, metavar="INPUT:[N,…]", help="Check this shape instead of the sweep.")
+@click.option("--load-inputs", metavar="FILE", help="Check inputs from a file that Polygraphy or --save-inputs wrote.")
+@click.option("--save-inputs", metavar="FILE", help="Keep the inputs, for --load-inputs here or in polygraphy run.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.option("--rtol", multiple=True, metavar="[OUTPUT:]X", help="Relative tolerance instead of the derived one.")
+@click.option("--atol", multiple=True, metavar="[OUTPUT:]X", help="Absolute tolerance instead of the derived one.")
+@click.option("--original-max-length", type=int, metavar="N", help="Run the original model up to N tokens (8192).")
+@click.option("--require-kernel", is_flag=True, help="Fail with code 5 where the function body runs instead.")
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Also write the report to FILE; - prints it and nothing else."
+)
+def command(bundle: Path, json_file: str | None, **options: Any) -> int:
+    """Prove that BUNDLE computes what its model does.
+
+    The model runs in torch, in float64, with its own attention and with the exported pattern; the bundle runs in ONNX
+    Runtime by the longspan kernel and by the function body. Lengths stand around each window of the model, because a
+    window that holds the whole text computes the same as dense attention. Tolerances are derived from the float64 run.
+
+    The report is kept in BUNDLE/reports/check.json.
+    """
+    from ..exporter import check
+    from ..exporter.errors import InvalidRequest
+    from ..exporter.parity.report import REPORT_FILE
+    from .terminal import console, progress
+
+    with progress("check") as stage:
+        given = {name: value for name, value in options.items() if value is not None}
+        report = check(bundle, progress=stage, **given)
+    if json_file not in (None, "-"):
+        try:
+            Path(json_file).write_text(report.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequest(f"--json {json_file}: cannot be written: {error.strerror}") from error
+    if json_file == "-":
+        click.echo(report.to_json(), nl=False)
+        return PASS if report.passed else THRESHOLD_FAILED
+    terminal = console()
+    terminal.print(_lowering_table(report))
+    terminal.print()
+    for line in _lowering_lines(report):
+        terminal.print(line, soft_wrap=True)
+    terminal.print()
+    if not report.faithful and any(_approximation(case) for case in report.cases):
+        terminal.print(_approximation_table(report))
+        terminal.print()
+    for line in [*_approximation_lines(report), *_scope_lines(report), *_verdict(report)]:
+        terminal.print(line, soft_wrap=True)
+    terminal.print(f"report: {bundle / 'reports' / REPORT_FILE}", soft_wrap=True)
+    return PASS if report.passed else THRESHOLD_FAILED
+
+
+def _lowering_table(report: CheckReport) -> Table:
+    """One row per case: the output that comes closest to its tolerance, for each path that ran."""
+    from rich.table import Table
+
+    paths = [path.name for path in report.paths if path.ran]
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Lowering error: largest / allowed")
+    for title in ("batch", "length"):
+        table.add_column(title, justify="right")
+    for title in ("padding", "global tokens"):
+        table.add_column(title)
+    for path in paths:
+        table.add_column(path)
+    for entry in report.cases:
+        case = entry.case
+        cells = [str(case.batch), f"{case.length:,}", case.padding, case.global_tokens]
+        for path in paths:
+            judged = [output.lowering[path] for output in entry.outputs if path in output.lowering]
+            cells.append(_cell(judged) if judged else f"skipped: {entry.skipped}" if entry.skipped else "not run")
+        table.add_row(*cells)
+    return table
+
+
+def _cell(judged: list[Judged]) -> str:
+    from ..exporter.parity.report import ratio
+
+    worst = max(judged, key=ratio)
+    mark = "[green]✓[/]" if worst.passed else "[red]✗[/]"
+    if worst.error.note:
+        return f"{worst.error.note} {mark}"
+    return f"{worst.error.max_abs:.1e} / {worst.tolerance:.1e} {mark}"
+
+
+def _lowering_lines(report: CheckReport) -> list[str]:
+    lines = []
+    for path in report.paths:
+        if not path.ran:
+            lines.append(f"[bold]{path.name}[/]: not run: {path.reason}")
+            continue
+        line = f"[bold]{path.name}[/]: {_what_ran(path)} ({path.runtime}, {path.provider})"
+        worst = report.worst(path.name)
+        if worst is not None:
+            case, output = worst
+            judged = output.lowering[path.name]
+            line += f"; closest to its tolerance: {_cell([judged])} at {case}, output {output.name}"
+        lines.append(line)
+    return lines
+
+
+def _what_ran(path: PathReport) -> str:
+    """What was seen in the session, which need not be what was meant."""
+    ran = sum(1 for seen in path.sites.values() if seen == path.name)
+    if ran == len(path.sites):
+        return f"ran at {ran} of {ran} sites"
+    others = sorted({seen for seen in path.sites.values() if seen != path.name})
+    return f"[red]ran at {ran} of {len(path.sites)} sites; {', '.join(others)} at the others[/]"
+
+
+def _approximation(entry: CaseReport) -> list[Judged]:
+    return [output.approximation for output in entry.outputs if output.approximation is not None]
+
+
+def _approximation_table(report: CheckReport) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title="Approximation error: pattern against original, float64"
+    )
+    for title in ("batch", "length"):
+        table.add_column(title, justify="right")
+    for title in ("padding", "output", "largest", "rms", "cosine", ""):
+        table.add_column(title)
+    for entry in report.cases:
+        for output in entry.outputs:
+            judged = output.approximation
+            if judged is None:
+                continue
+            error = judged.error
+            must = "" if judged.tolerance is None else f"must be equal here {'✓' if judged.passed else '[red]✗[/]'}"
+            table.add_row(
+                str(entry.case.batch),
+                f"{entry.case.length:,}",
+                entry.case.padding,
+                output.name,
+                f"{error.max_abs:.1e}",
+                f"{error.rms:.1e}",
+                f"{error.cosine:.6f}",
+                must,
+            )
+    return table
+
+
+def _approximation_lines(report: CheckReport) -> list[str]:
+    compared = [(entry, judged) for entry in report.cases for judged in _approximation(entry)]
+    reasons = sorted({entry.original for entry in report.cases if entry.original})
+    lines = [f"original model not run in some cases: {reason}" for reason in reasons]
+    if report.faithful and compared:
+        worst = max((judged for _, judged in compared), key=lambda judged: judged.error.max_abs)
+        lines.insert(0, f"[bold]original model[/]: the same mathematics, float64 against float64: {_cell([worst])}")
+    elif compared:
+        lowest = min(judged.error.cosine for _, judged in compared)
+        lines.insert(0, f"[bold]original model[/]: approximated ({report.approximation}); lowest cosine {lowest:.6f}")
+    return lines
+
+
+def _scope_lines(report: CheckReport) -> list[str]:
+    lines = []
+    if report.max_length is not None and report.checked_length < report.max_length:
+        lines.append(
+            f"checked up to {report.checked_length:,} of the {report.max_length:,} tokens that the model accepts; "
+            f"--max-length {report.max_length} checks them all"
+        )
+    if report.differing_versions:
+        then = ", ".join(f"{name} {version}" for name, version in report.differing_versions.items())
+        lines.append(f"exported with other versions: {then}")
+    return lines
+
+
+def _verdict(report: CheckReport) -> list[str]:
+    failures = report.failures
+    if not failures:
+        ran = " and ".join(path.name for path in report.paths if path.ran)
+        return [f"[bold green]pass[/]: {len(report.cases)} cases, by {ran}"]
+    more = f" (and {len(failures) - 1} more errors)" if len(failures) > 1 else ""
+    return [f"[bold red]FAIL[/]: {failures[0]}{more}"]
