@@ -10,11 +10,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_WIDTH_OF_LOGS = 120
+
+
 def console() -> Console:
     """Console for results on stdout."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    # A log file or a pipe has no width of its own; 80 columns, the usual guess, fold every table.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_LOGS)
 
 
 @contextlib.contextmanager
