@@ -97,7 +97,7 @@ class FunctionBuilder:
     """
 
     def __init__(self, inputs: Sequence[str], opset: int) -> None:
-        self._opset = opset
+        self._imports = {"": opset}
         self._inputs = {name: ir.Value(name=name) for name in inputs}
         self._attributes: dict[str, ir.Attr] = {}
         self._constants: dict[Any, Expr] = {}
@@ -146,19 +146,35 @@ class FunctionBuilder:
         self._count += 1
         return f"{hint.lower()}_{self._count}"
 
-    def op(self, op_type: str, *inputs: Operand | Sequence[int] | None, **attributes: Any) -> Expr:
-        """Add a node with one output."""
-        return self.multi_op(op_type, 1, *inputs, **attributes)[0]
+    def op(self, op_type: str, *inputs: Operand | Sequence[int] | None, domain: str = "", **attributes: Any) -> Expr:
+        """Add a node with one output; an attribute may be a `reference`."""
+        return self.multi_op(op_type, 1, *inputs, domain=domain, **attributes)[0]
 
     def multi_op(
-        self, op_type: str, outputs: int, *inputs: Operand | Sequence[int] | None, **attributes: Any
+        self,
+        op_type: str,
+        outputs: int,
+        *inputs: Operand | Sequence[int] | None,
+        domain: str = "",
+        **attributes: Any,
     ) -> list[Expr]:
-        """Add a node with `outputs` outputs."""
+        """Add a node with `outputs` outputs; an attribute may be a `reference`."""
         values = [None if x is None else self._operand(x).value for x in inputs]
         results = [ir.Value(name=self._name(op_type)) for _ in range(outputs)]
-        converted = ir.convenience.convert_attributes(attributes)
-        self._scopes[-1].append(ir.Node("", op_type, values, converted, outputs=results))
+        references = [
+            ir.RefAttr(name, attribute.name, attribute.type)
+            for name, attribute in attributes.items()
+            if isinstance(attribute, ir.Attr)
+        ]
+        plain = {name: setting for name, setting in attributes.items() if not isinstance(setting, ir.Attr)}
+        converted = [*ir.convenience.convert_attributes(plain), *references]
+        self._scopes[-1].append(ir.Node(domain, op_type, values, converted, outputs=results))
+        self._imports.setdefault(domain, 1)
         return [Expr(self, result) for result in results]
+
+    def reference(self, name: str) -> ir.Attr:
+        """A declared attribute, for a node inside to take its own attribute from."""
+        return self._attributes[name]
 
     def _operand(self, x: Operand | Sequence[int]) -> Expr:
         return x if isinstance(x, Expr) else self.constant(x)
@@ -263,7 +279,7 @@ class FunctionBuilder:
             list(self._inputs.values()),
             [result.value for result in outputs.values()],
             nodes=[*self._constant_nodes, *self._scopes[0]],
-            opset_imports={"": self._opset},
+            opset_imports=self._imports,
             name=f"{name}_{overload}",
         )
         return ir.Function(domain, name, overload, graph=graph, attributes=list(self._attributes.values()))
