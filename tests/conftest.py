@@ -1,0 +1,55 @@
+"""Bundles that several folders of tests read; exported once, never written to (copy them to change them)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from longspan.exporter import Conversion, SourceRequest, export
+from longspan.plugins import LibraryMissing, ort_library_path
+
+from .exporter.models import BERT, LONGFORMER, write_config
+
+
+@pytest.fixture(scope="session")
+def longformer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A faithful bundle: windows of 8 and 16, padding, global tokens, up to 256 tokens."""
+    folder = tmp_path_factory.mktemp("longformer")
+    config = write_config(folder / "source", LONGFORMER)
+    return export(SourceRequest(str(config), random_weights=True), folder / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def bert_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An approximating bundle: dense attention cut to a window of 16, positions extended from 64 to 256."""
+    folder = tmp_path_factory.mktemp("bert")
+    config = write_config(folder / "source", BERT)
+    conversion = Conversion(window=16, max_positions=256)
+    return export(SourceRequest(str(config), random_weights=True), folder / "bundle", conversion=conversion).path
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a bundle, for a test that changes it."""
+    return lambda bundle: Path(shutil.copytree(bundle, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def kernel_library() -> str:
+    """File of the compiled library; tests of the kernel are skipped in an installation without it."""
+    try:
+        return ort_library_path()
+    except LibraryMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation that was built without a C++ compiler."""
+
+    def missing() -> str:
+        raise LibraryMissing("liblongspan_ort.so is not installed")
+
+    monkeypatch.setattr("longspan.exporter.parity.runners.ort_library_path", missing)
