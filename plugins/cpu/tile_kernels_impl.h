@@ -19,7 +19,7 @@ constexpr int kLanes = Vec::kLanes;
 // Rows of one register block. Divides kLanes, so that a block is a slice of one packed panel.
 constexpr int kBlockRows = kLanes == 16 ? 8 : 4;
 // Vectors across a register block of the first and second product; accumulators must fit the register file.
-constexpr int kScoreVectors = kLanes == 16 ? 3 : 2;
+constexpr int kScoreVectors = 3;
 constexpr int kValueVectors = 2;
 static_assert(kLanes % kBlockRows == 0 && kMaxLanes % kLanes == 0 && kMaxTileColumns % kLanes == 0);
 
@@ -42,19 +42,18 @@ inline Vec Exp2(Vec x) {
 // models need (scores below half their soft cap); beyond, (1 - e) / (1 + e) with e = exp(-2 |x|), where nothing
 // cancels.
 inline Vec ScaledTanh(Vec x, Vec factor) {
-  const Vec limit = Vec::Broadcast(0.5f);
   const Vec z = x * x;
-  Vec p = Fma(z, Vec::Broadcast(0.01724149100482464f), Vec::Broadcast(-0.05304549261927605f));
-  p = Fma(p, z, Vec::Broadcast(0.13325878977775574f));
-  p = Fma(p, z, Vec::Broadcast(-0.333331435918808f));
-  Vec y = x * factor;
-  y = Fma(y * z, p, y);
-  const Vec magnitude = Abs(x);
-  if (AnyGreater(magnitude, limit)) {
+  // The factor is a constant of the loop around, and so are its products with the coefficients.
+  Vec p = Fma(z, factor * Vec::Broadcast(0.01724149100482464f), factor * Vec::Broadcast(-0.05304549261927605f));
+  p = Fma(p, z, factor * Vec::Broadcast(0.13325878977775574f));
+  p = Fma(p, z, factor * Vec::Broadcast(-0.333331435918808f));
+  p = Fma(p, z, factor);
+  Vec y = x * p;
+  const Vec limit = Vec::Broadcast(0.25f);
+  if (AnyGreater(z, limit)) {
     const Vec one = Vec::Broadcast(1.0f);
-    const Vec e = Exp2(magnitude * Vec::Broadcast(-2.0f * kLog2E));
-    const Vec large = CopySign((one - e) / (one + e), x) * factor;
-    y = SelectGreater(magnitude, limit, large, y);
+    const Vec e = Exp2(Abs(x) * Vec::Broadcast(-2.0f * kLog2E));
+    y = SelectGreater(z, limit, CopySign((one - e) / (one + e), x) * factor, y);
   }
   return y;
 }
@@ -172,11 +171,9 @@ void ScoreStrip(const float* q, const float* keys, int depth, int first, int las
   for (; c + kScoreVectors * kLanes <= last; c += kScoreVectors * kLanes) {
     ScoreBlock<R, kScoreVectors>(q, keys + static_cast<ptrdiff_t>(c) * depth, depth, strip + c);
   }
-  if constexpr (kScoreVectors > 2) {
-    if (c + 2 * kLanes <= last) {
-      ScoreBlock<R, 2>(q, keys + static_cast<ptrdiff_t>(c) * depth, depth, strip + c);
-      c += 2 * kLanes;
-    }
+  if (c + 2 * kLanes <= last) {
+    ScoreBlock<R, 2>(q, keys + static_cast<ptrdiff_t>(c) * depth, depth, strip + c);
+    c += 2 * kLanes;
   }
   if (c < last) ScoreBlock<R, 1>(q, keys + static_cast<ptrdiff_t>(c) * depth, depth, strip + c);
 }

@@ -15,6 +15,9 @@ static_assert(ORT_API_VERSION >= kApiVersion, "the headers are older than ONNX R
 // Set once by RegisterCustomOps.
 inline const OrtApi* g_api = nullptr;
 
+// The runtime's minor version: 31 of "1.31.1".
+inline int g_runtime_minor = 0;
+
 }  // namespace longspan::ort
 
 #endif  // LONGSPAN_ORT_API_H_

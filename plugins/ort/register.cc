@@ -1,4 +1,5 @@
 // Entry point of liblongspan_ort.so: SessionOptions.register_custom_ops_library finds it by name.
+#include <cstdio>
 #include <mutex>
 
 #include "ort/api.h"
@@ -42,6 +43,7 @@ extern "C" LONGSPAN_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionO
         ORT_NOT_IMPLEMENTED, "liblongspan_ort.so needs ONNX Runtime 1.17 or newer; next step: upgrade onnxruntime");
   }
   g_api = api;
+  std::sscanf(base->GetVersionString(), "1.%d", &g_runtime_minor);
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = Domain(&domain)) return status;
   return g_api->AddCustomOpDomain(options, domain);

@@ -85,6 +85,24 @@ OrtStatus* Guarded(const Body& body) noexcept {
   }
 }
 
+// Tells the session the outputs' shapes, as far as they follow from those of Q and V, when the model is loaded. What
+// they contradict is for Compute to say, which has all shapes.
+void InferOutputs(const ShapeInference& node, cpu::ElementType type) {
+  const std::vector<Dim> q = node.InputShape(kQ), v = node.InputShape(kV);
+  if (q.size() != v.size() || (q.size() != 3 && q.size() != 4)) return;
+  std::vector<Dim> output = q, lse(q.begin(), q.end() - 1);
+  if (q.size() == 4) {
+    output[3] = v[3];
+  } else {
+    const int64_t heads = node.Int("q_num_heads", 0), kv_heads = node.Int("kv_num_heads", 0);
+    const bool known = heads > 0 && kv_heads > 0 && v[2].size > 0 && v[2].size % kv_heads == 0;
+    output[2] = known ? Dim{v[2].size / kv_heads * heads} : Dim{};
+    lse = {q[0], heads > 0 ? Dim{heads} : Dim{}, q[1]};
+  }
+  node.SetOutput(0, output, OnnxType(type));
+  node.SetOutput(1, lse, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+}
+
 struct Op : OrtCustomOp {
   explicit Op(cpu::ElementType element) : OrtCustomOp{}, type(element) {
     version = kApiVersion;
@@ -115,6 +133,13 @@ struct Op : OrtCustomOp {
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) {
       return index == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
     };
+    // Older runtimes dereference a null type for every optional input that a node leaves out (fixed by onnxruntime
+    // #26199).
+    if (g_runtime_minor >= 24) {
+      InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) -> OrtStatus* {
+        return Guarded([&] { InferOutputs(ShapeInference(context), static_cast<const Op*>(op)->type); });
+      };
+    }
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {

@@ -1,5 +1,6 @@
 #include "ort/wrappers.h"
 
+#include <memory>
 #include <stdexcept>
 
 namespace longspan::ort {
@@ -98,6 +99,50 @@ std::vector<int64_t> AttributeReader::Ints(const char* name, const std::vector<i
   }
   ExpectAbsent(name, "INTS or INT, and not empty");
   return fallback;
+}
+
+std::vector<Dim> ShapeInference::InputShape(size_t index) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context keeps it
+  Check(g_api->ShapeInferContext_GetInputTypeShape(context_, index, &info));
+  size_t rank = 0;
+  Check(g_api->GetDimensionsCount(info, &rank));
+  std::vector<int64_t> sizes(rank);
+  std::vector<const char*> symbols(rank);
+  Check(g_api->GetDimensions(info, sizes.data(), rank));
+  Check(g_api->GetSymbolicDimensions(info, symbols.data(), rank));
+  std::vector<Dim> shape(rank);
+  for (size_t i = 0; i < rank; ++i) shape[i] = {sizes[i], symbols[i] == nullptr ? "" : symbols[i]};
+  return shape;
+}
+
+int64_t ShapeInference::Int(const char* name, int64_t fallback) const {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t value = 0;
+  size_t size = 0;
+  if (Succeeded(g_api->ShapeInferContext_GetAttribute(context_, name, &attribute)) && attribute != nullptr &&
+      Succeeded(g_api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &value, sizeof value, &size))) {
+    return value;
+  }
+  return fallback;
+}
+
+void ShapeInference::SetOutput(size_t index, const std::vector<Dim>& shape, ONNXTensorElementDataType type) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(g_api->CreateTensorTypeAndShapeInfo(&info));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
+      info, [](OrtTensorTypeAndShapeInfo* owned) { g_api->ReleaseTensorTypeAndShapeInfo(owned); });
+  std::vector<int64_t> sizes;
+  std::vector<const char*> symbols;
+  for (const Dim& dim : shape) {
+    // The API has no word for an unknown dimension: it would make -1 a size. Better to say nothing of the shape.
+    if (dim.size < 0 && dim.symbol.empty()) return;
+    sizes.push_back(dim.size);
+    symbols.push_back(dim.symbol.c_str());
+  }
+  Check(g_api->SetTensorElementType(info, type));
+  Check(g_api->SetDimensions(info, sizes.data(), sizes.size()));
+  Check(g_api->SetSymbolicDimensions(info, symbols.data(), symbols.size()));
+  Succeeded(g_api->ShapeInferContext_SetOutputTypeShape(context_, index, info));
 }
 
 ContextExecutor::ContextExecutor(const OrtKernelContext* context) : context_(context) {

@@ -64,6 +64,27 @@ class AttributeReader {
   const OrtKernelInfo* info_;
 };
 
+// One dimension while a model is loaded: a size, else a symbol, else unknown.
+struct Dim {
+  int64_t size = -1;
+  std::string symbol = {};
+};
+
+// A node whose output shapes are asked for.
+class ShapeInference {
+ public:
+  explicit ShapeInference(OrtShapeInferContext* context) : context_(context) {}
+
+  // Empty for an input that is absent or of unknown rank.
+  std::vector<Dim> InputShape(size_t index) const;
+  int64_t Int(const char* name, int64_t fallback) const;
+  // Does nothing when the node does not have the output, or a dimension is unknown.
+  void SetOutput(size_t index, const std::vector<Dim>& shape, ONNXTensorElementDataType type) const;
+
+ private:
+  OrtShapeInferContext* context_;
+};
+
 // ONNX Runtime's thread pool and allocator for one call of a kernel.
 class ContextExecutor final : public cpu::Executor {
  public:
