@@ -1,0 +1,206 @@
+"""What MODEL may be, and what is refused before any of its code runs."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from longspan.exporter.errors import ExportFailed, InvalidRequest
+from longspan.exporter.sources import SourceRequest, load_source
+from longspan.exporter.sources.program import refuse_pickles
+from transformers import BertConfig, BertModel
+
+from .models import BERT, LONGFORMER, write_config
+
+FACTORY = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return self.linear(x)
+
+def make():
+    return Model(), {"x": torch.randn(2, 9, 8)}
+
+def shaped():
+    return Model(), {"x": torch.randn(2, 9, 8)}, {"x": {1: torch.export.Dim("sequence")}}
+
+def wrong():
+    return Model()
+
+def broken():
+    raise RuntimeError("no weights today")
+"""
+
+
+@pytest.fixture
+def factory_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_model.py"
+    path.write_text(FACTORY)
+    return path
+
+
+@pytest.fixture
+def bert_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    BertModel(BertConfig(**{k: v for k, v in BERT.items() if k != "architectures"})).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_read_and_hashed(bert_folder: Path) -> None:
+    source = load_source(SourceRequest(str(bert_folder)))
+    assert source.record.kind == "huggingface"
+    assert set(source.record.files) == {"config.json", "model.safetensors"}
+    assert list(source.example_inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert source.max_length == 64
+
+
+def test_random_weights_are_the_same_every_time_and_follow_the_seed(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path, LONGFORMER))
+    first, second, other = (
+        load_source(SourceRequest(config, random_weights=True, seed=seed)).model.state_dict() for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_large_configuration_becomes_small_and_keeps_its_kind(tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path, LONGFORMER, num_hidden_layers=12, hidden_size=768, num_attention_heads=12, vocab_size=50265,
+        attention_window=[32] * 12, intermediate_size=3072, sep_token_id=50264,
+    )  # fmt: skip
+    model = load_source(SourceRequest(str(config), random_weights=True)).model
+    assert type(model).__name__ == "LongformerModel"
+    assert sum(p.numel() for p in model.parameters()) < 500_000
+    assert model.config.attention_window == [32, 32] and model.config.sep_token_id < model.config.vocab_size
+
+
+def test_inputs_can_be_chosen(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path, LONGFORMER))
+    source = load_source(SourceRequest(config, random_weights=True, inputs=("input_ids", "attention_mask")))
+    assert list(source.example_inputs) == ["input_ids", "attention_mask"]
+    with pytest.raises(InvalidRequest, match="not among input_ids"):
+        load_source(SourceRequest(config, random_weights=True, inputs=("pixels",)))
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("no/such/folder/anywhere", "no such file or folder"),
+        ("missing.pt2", "no such file"),
+        ("missing.py:make", "no such file"),
+        ("notes.txt", "no such file or folder"),
+    ],
+)
+def test_locations_that_do_not_exist_are_named(location: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        load_source(SourceRequest(location))
+
+
+def test_a_configuration_needs_random_weights(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="add --random-weights"):
+        load_source(SourceRequest(str(write_config(tmp_path, BERT))))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"no config\.json"):
+        load_source(SourceRequest(str(tmp_path)))
+
+
+def test_pickled_weights_need_permission(bert_folder: Path) -> None:
+    model = BertModel.from_pretrained(bert_folder)
+    (bert_folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), bert_folder / "pytorch_model.bin")
+    with pytest.raises(InvalidRequest, match="add --allow-pickle"):
+        load_source(SourceRequest(str(bert_folder)))
+    source = load_source(SourceRequest(str(bert_folder), allow_pickle=True))
+    assert source.record.pickled_weights
+    assert torch.equal(source.model.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
+
+
+def test_remote_code_needs_permission(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\n")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "unheard-of", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}})
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match="add --trust-remote-code"):
+        load_source(SourceRequest(str(tmp_path)))
+    assert not marker.exists()
+
+
+def test_missing_weights_are_not_made_up(bert_folder: Path) -> None:
+    config = json.loads((bert_folder / "config.json").read_text()) | {"architectures": ["BertForQuestionAnswering"]}
+    (bert_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ExportFailed, match=r"lacks 2 weights of BertForQuestionAnswering: qa_outputs\.bias"):
+        load_source(SourceRequest(str(bert_folder)))
+
+
+def test_a_factory_is_called(factory_file: Path) -> None:
+    source = load_source(SourceRequest(f"{factory_file}:make"))
+    assert source.record.kind == "factory" and source.dynamic_shapes is None
+    assert source.input_records["x"].shape == ("batch", "sequence", 8)
+    assert load_source(SourceRequest(f"{factory_file}:shaped")).dynamic_shapes is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("nothing", InvalidRequest, "has no function 'nothing'"),
+        ("wrong", ExportFailed, "must return"),
+        ("broken", ExportFailed, "RuntimeError: no weights today"),
+    ],
+)
+def test_a_bad_factory_is_explained(factory_file: Path, name: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_source(SourceRequest(f"{factory_file}:{name}"))
+
+
+class Doubler(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+@pytest.fixture
+def program_file(tmp_path: Path) -> Path:
+    path = tmp_path / "doubler.pt2"
+    torch.export.save(torch.export.export(Doubler(), (torch.randn(2, 3),)), path)
+    return path
+
+
+def test_a_program_without_pickles_is_loaded(program_file: Path) -> None:
+    source = load_source(SourceRequest(str(program_file)))
+    assert source.record.kind == "program" and list(source.example_inputs) == ["x"]
+
+
+def test_a_program_with_a_pickle_is_refused_before_it_runs(program_file: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str, str]]:
+            return open, (str(marker), "w")
+
+    sample = tmp_path / "sample.pt"
+    torch.save(((Evil(),), {}), sample)
+    evil = tmp_path / "evil.pt2"
+    with zipfile.ZipFile(program_file) as source, zipfile.ZipFile(evil, "w") as target:
+        for item in source.infolist():
+            content = sample.read_bytes() if "/sample_inputs/" in item.filename else source.read(item)
+            target.writestr(item.filename, content)
+    with pytest.raises(InvalidRequest, match="add --allow-pickle"):
+        load_source(SourceRequest(str(evil)))
+    assert not marker.exists()
+
+
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.pt2"
+    path.write_bytes(b"not a zip file")
+    with pytest.raises(ExportFailed, match=r"is not a \.pt2 archive"):
+        refuse_pickles(path)
