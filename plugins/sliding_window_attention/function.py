@@ -80,24 +80,25 @@ class Signature:
         bias = inputs.get("band_bias")
         return cls(
             optional_inputs=present,
-            layout=_layout(node, inputs["Q"], attributes),
+            layout=_layout(node, attributes),
             lse=len(node.outputs) > 1 and bool(node.outputs[1].name),
             scale="scale" in node.attributes,
             softcap=attributes.softcap > 0,
             loop=left + right + 1 > LOOP_ABOVE,
-            bias_rows=bias is not None and not (bias.shape is not None and bias.shape[2] == 1),
+            bias_rows=bias is not None and (bias.shape is None or len(bias.shape) != 4 or bias.shape[2] != 1),
         )
 
 
-def _layout(node: ir.Node, q: ir.Value | None, attributes: Attributes) -> str:
-    if q is not None and q.shape is not None:
-        if len(q.shape) not in (3, 4):
-            raise InvalidOperands(f"Q of {node.name!r} has shape {q.shape}: must be 3-D or 4-D")
-        return "bhsd" if len(q.shape) == 4 else "bsd"
+def _layout(node: ir.Node, attributes: Attributes) -> str:
+    for value in node.inputs[:3]:
+        if value is not None and value.shape is not None:
+            if len(value.shape) not in (3, 4):
+                raise InvalidOperands(f"{value.name} of {node.name!r} has shape {value.shape}: must be 3-D or 4-D")
+            return "bhsd" if len(value.shape) == 4 else "bsd"
     if attributes.q_num_heads:
         return "bsd"
     raise InvalidOperands(
-        f"layout of SlidingWindowAttention {node.name!r} is unknown: Q has no shape and q_num_heads is absent; "
+        f"layout of SlidingWindowAttention {node.name!r} is unknown: Q, K, V have no shapes and q_num_heads is absent; "
         "allowed: 3-D or 4-D; next step: run shape inference, or set the shape of Q"
     )
 
