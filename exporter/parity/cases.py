@@ -7,6 +7,8 @@ outgrows one side of the band (the first pair is cut off) and where it outgrows 
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,7 +90,9 @@ def _prime_from(number: int) -> int:
 def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
     """Combine lengths with batches and masks: every length, and every pair of batch, padding and global tokens.
 
-    The longest length comes once, as one row, because it takes the most time.
+    Every length is met with a row that has no padding. Where a text outgrows one side of a window, a single pair of
+    tokens, the first and the last, tells the right window from the next; there global tokens would hide it too, so
+    those lengths are met without. The longest is met once, as one row, because it takes the most time.
 
     Args:
         manifest: The bundle's manifest; decides which masks there are.
@@ -101,21 +105,54 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
         if length < 1 or (manifest.max_length is not None and length > manifest.max_length):
             raise InvalidRequest(f"--lengths {length}: the model accepts 1 to {manifest.max_length or 'any number of'}")
     paddings, global_kinds = mask_kinds(manifest)
-    # Index 1 of the pattern below is a single row, so the longest goes there. Lengths for which no index is left over
-    # are met once; those just above it, which lie beyond the windows, are met again for the combinations still missing.
-    *shorter, longest = lengths
-    order = [*shorter[-1:], longest, *reversed(shorter[:-1])]
-    again = shorter[len(shorter) // 2 :] or lengths
-    kinds = (len(paddings), len(global_kinds))
-    kinds = (len(paddings), len(global_kinds))
-    combinations = max(kinds[0] * kinds[1], len(_BATCHES) * max(kinds))
+    kinds = [_Kind(*values) for values in itertools.product(_BATCHES, paddings, reversed(global_kinds))]
+    missing = set().union(*(kind.pairs for kind in kinds))
+    uses: collections.Counter[_Kind] = collections.Counter()
     cases = []
-    for index in range(max(len(order), combinations)):
-        length = order[index] if index < len(order) else again[index % len(again)]
-        batch = _BATCHES[(index + index // len(PADDINGS)) % 2]
-        # len(PADDINGS) and len(GLOBALS) have no common divisor, so the indices run through every combination.
-        cases.append(Case(batch, length, paddings[index % len(paddings)], global_kinds[index % len(global_kinds)]))
-    return tuple(sorted(dict.fromkeys(cases), key=lambda case: (case.length, case.batch)))
+
+    def meet(length: int, allowed: Sequence[_Kind]) -> None:
+        kind = max(allowed, key=lambda kind: (len(kind.pairs & missing), -uses[kind]))
+        missing.difference_update(kind.pairs)
+        uses[kind] += 1
+        cases.append(Case(kind.batch, length, kind.padding, kind.global_tokens))
+
+    *shorter, longest = lengths
+    meet(longest, [kind for kind in kinds if kind.batch == 1 and kind.whole_row])
+    edges = {extent[0] + more for site in manifest.sites if (extent := _extent(site)) for more in (0, 1)}
+    for length in reversed(shorter):
+        bare = length in edges
+        meet(length, [kind for kind in kinds if kind.whole_row and not (bare and kind.global_tokens != "none")])
+    # The rest at lengths beyond the windows, but the longest only where there is no other.
+    beyond = shorter[(len(shorter) + 1) // 2 :] or [longest]
+    turns = itertools.cycle(beyond)
+    while missing:
+        meet(next(turns), kinds)
+    return tuple(sorted(cases, key=lambda case: (case.length, case.batch)))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A case without its length."""
+
+    batch: int
+    padding: str
+    global_tokens: str
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, int | str, str]]:
+        """What a sweep must have met in some case each."""
+        return frozenset(
+            {
+                ("batch, padding", self.batch, self.padding),
+                ("batch, global tokens", self.batch, self.global_tokens),
+                ("padding, global tokens", self.padding, self.global_tokens),
+            }
+        )
+
+    @property
+    def whole_row(self) -> bool:
+        """Whether a row has no padding at all."""
+        return self.padding == "none" or (self.batch > 1 and self.padding in ("right", "left"))
 
 
 def mask_kinds(manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -215,6 +215,8 @@ def _open(name: str, bundle: Bundle, library: str | None, probe: Feed) -> Runtim
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest case for all others
+        # Threads that spin between runs would take the cores from torch, which runs next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         if library is not None:

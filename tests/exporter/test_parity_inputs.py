@@ -86,8 +86,12 @@ def manifest(longformer_bundle: Path) -> Manifest:
 def test_the_sweep_is_small_and_meets_every_length_and_every_pair(manifest: Manifest) -> None:
     lengths = sweep_lengths(manifest.sites, manifest.max_length)
     cases = sweep(manifest, lengths)
-    assert len(cases) <= 16
-    assert {case.length for case in cases} == set(lengths)
+    assert len(cases) <= len(lengths) + 7
+    # A row without padding at every length: padding would hide the one pair that tells a window from its neighbours.
+    whole = [case for case in cases if case.padding == "none" or (case.padding != "mixed" and case.batch > 1)]
+    assert {case.length for case in whole} == {case.length for case in cases} == set(lengths)
+    # A global token would hide it, too.
+    assert {5, 6, 9, 10} <= {case.length for case in whole if case.global_tokens == "none"}
     for first, second in itertools.combinations(("batch", "padding", "global_tokens"), 2):
         values = {"batch": (1, 3), "padding": PADDINGS, "global_tokens": GLOBALS}
         seen = {(getattr(case, first), getattr(case, second)) for case in cases}
