@@ -48,7 +48,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     show_default=True,
     help="Baselines: body (the bundle without the library), dense (dense attention), stock (stock export); or none.",
 )
-@click.option("--model", metavar="MODEL", help="Where the source model is now, for the stock export.")
+@click.option("--source", metavar="MODEL", help="Where the exported model is now, if it moved.")
 @click.option("--iterations", type=int, default=10, show_default=True, help="Least number of timed runs.")
 @click.option("--duration", type=float, default=1.0, show_default=True, metavar="S", help="Least time of timed runs.")
 @click.option(
@@ -90,7 +90,7 @@ def command(
     lengths: tuple[int, ...],
     batch: int,
     against: tuple[str, ...],
-    model: str | None,
+    source: str | None,
     iterations: int,
     duration: float,
     warm_up: float,
@@ -111,9 +111,12 @@ def command(
     Every trial runs in a process of its own. The report goes to BUNDLE/reports/bench.json, the plot to bench.png.
     """
     from ..exporter import bench
+    from ..exporter.errors import InvalidRequest
     from ..exporter.throughput import BenchSettings
     from .terminal import console, progress
 
+    if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
+        raise InvalidRequest(f"--json {json_file}: its folder does not exist")
     settings = BenchSettings(
         lengths=lengths,
         batch=batch,
@@ -133,7 +136,7 @@ def command(
         report = bench(
             bundle,
             settings,
-            location=model,
+            source=source,
             require_kernel=require_kernel,
             plot=plot,
             progress=stage,
@@ -143,7 +146,10 @@ def command(
         click.echo(report.to_json(), nl=False)
     else:
         if json_file:
-            Path(json_file).write_text(report.to_json(), encoding="utf-8")
+            try:
+                Path(json_file).write_text(report.to_json(), encoding="utf-8")
+            except OSError as error:
+                raise InvalidRequest(f"--json {json_file}: cannot be written: {error.strerror}") from error
         print_report(report)
         console().print(f"report: {bundle / 'reports'}", soft_wrap=True)
     return verdict(report, min_speedup)

@@ -38,7 +38,7 @@ def bench(
     bundle: Bundle | str | os.PathLike[str],
     settings: BenchSettings | None = None,
     *,
-    location: str | None = None,
+    source: str | None = None,
     require_kernel: bool = False,
     plot: bool = True,
     progress: Progress = lambda stage: None,
@@ -52,7 +52,7 @@ def bench(
     Args:
         bundle: A bundle or its folder.
         settings: What to measure; the defaults of `BenchSettings` when None.
-        location: Where the source model is now, for the stock export; None for where it was exported from.
+        source: Where the exported model is now, for the stock export; None for where it was.
         require_kernel: Fail at once where the longspan kernels would not run, or did not.
         plot: Whether to draw the plot.
         progress: Told each stage.
@@ -75,7 +75,7 @@ def bench(
     if require_kernel and kernel.model is None:
         raise FallbackRan(kernel.unavailable)
     with tempfile.TemporaryDirectory(prefix="longspan-bench-") as folder:
-        variants = (kernel, *_baselines(bundle, settings, Path(folder), location, progress))
+        variants = (kernel, *_baselines(bundle, settings, Path(folder), source, progress))
         measure = _Measurement(bundle.manifest, variants, settings, Path(folder), require_kernel, progress)
         rows = measure.run()
     rows, reference = _with_ratios(rows)
@@ -210,7 +210,7 @@ def _resolved(settings: BenchSettings, manifest: Manifest) -> BenchSettings:
 
 
 def _baselines(
-    bundle: Bundle, settings: BenchSettings, folder: Path, location: str | None, progress: Progress
+    bundle: Bundle, settings: BenchSettings, folder: Path, source: str | None, progress: Progress
 ) -> Iterable[Variant]:
     if "body" in settings.against:
         yield body_variant(bundle)
@@ -219,7 +219,7 @@ def _baselines(
         yield dense_variant(bundle, folder)
     if "stock" in settings.against:
         progress("trace stock export")
-        yield stock_variant(bundle, folder, location)
+        yield stock_variant(bundle, folder, source)
 
 
 def _medians(rows: Iterable[Row]) -> dict[str, dict[int, float]]:

@@ -135,6 +135,10 @@ def _verified(outcome: dict[str, Any], variant: Variant, settings: BenchSettings
             WRONG_PATH,
             f"the session ran {executed['kernel_nodes']} longspan kernels, expected {variant.kernel_nodes}",
         )
+    for operator, least in variant.operators.items():
+        calls = sum(of_provider.get(operator, 0) for of_provider in executed["nodes"].values())
+        if calls < least:
+            return _outcome(WRONG_PATH, f"the session ran {operator} {calls} times, expected {least}")
     if outcome["providers"][0] != settings.providers[0]:
         return _outcome(
             WRONG_PATH, f"the session uses {outcome['providers'][0]}, asked for was {settings.providers[0]}"

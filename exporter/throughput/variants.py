@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...plugins.errors import LibraryMissing, PluginError
@@ -19,6 +20,9 @@ TITLES = {
 }
 """What tables and plots call each variant."""
 
+DENSE_OPERATOR = "MultiHeadAttention"
+"""What `dense_function_body` computes a site with."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -28,7 +32,8 @@ class Variant:
         name: A key of `TITLES`.
         model: ONNX file; None where the variant cannot be had.
         library: Operator library to register; None for none.
-        kernel_nodes: Calls of longspan kernels that a run must show.
+        kernel_nodes: Calls of longspan kernels that a run must show, no more and no fewer.
+        operators: Calls of other operators that a run must show, at least.
         exponent: Power of the length that its attention costs; for predictions before a trial.
         unavailable: Why there is no model; empty where there is one.
     """
@@ -37,6 +42,7 @@ class Variant:
     model: Path | None
     library: str | None = None
     kernel_nodes: int = 0
+    operators: Mapping[str, int] = field(default_factory=dict)
     exponent: int = 1
     unavailable: str = ""
 
@@ -75,11 +81,11 @@ def dense_variant(bundle: Bundle, folder: Path) -> Variant:
     try:
         model = ir.load(bundle.model_path)
         for node in longspan_nodes(model):
-            model.functions[node.op_identifier()] = dense_function_body(Signature.of(node))
+            model.functions[node.op_identifier()] = dense_function_body(Signature.of(node), model.opset_imports[""])
         save_model(model, path)
     except (PluginError, OSError) as error:
         return Variant("dense", None, unavailable=f"cannot be built: {error}")
-    return Variant("dense", path, exponent=2)
+    return Variant("dense", path, operators={DENSE_OPERATOR: len(bundle.manifest.sites)}, exponent=2)
 
 
 def stock_variant(bundle: Bundle, folder: Path, location: str | None) -> Variant:
