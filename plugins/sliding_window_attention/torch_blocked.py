@@ -41,6 +41,20 @@ class Operands:
 
 
 @dataclass(frozen=True)
+class _Heads:
+    """Indices of some query heads, and of the key head of each; slices where that avoids a copy."""
+
+    query: torch.Tensor | slice
+    key: torch.Tensor | slice
+
+    @classmethod
+    def all(cls, shapes: Shapes) -> _Heads:
+        """Every query head."""
+        group = shapes.q_num_heads // shapes.kv_num_heads
+        return cls(slice(None), slice(None) if group == 1 else torch.arange(shapes.q_num_heads) // group)
+
+
+@dataclass(frozen=True)
 class _Sequence:
     """One batch entry: (H, S, D) views, key flags (S_k,), and the position of query row 0."""
 
@@ -97,7 +111,7 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
                 local if given is None else _heads(given, count)[b]
                 for given, local, count in zip(separate, (q[b], k[b], v[b]), _counts(shapes), strict=True)
             ]
-            _global_rows(sequence, attributes, views, out[b], lse[b])
+            _global_rows(sequence, attributes, _Heads.all(shapes).key, views, out[b], lse[b])
     if shapes.layout == "bsd":
         out = out.transpose(1, 2).reshape(shapes.output)
     return out, lse
@@ -128,15 +142,18 @@ def _heads(tensor: torch.Tensor, count: int) -> torch.Tensor:
     return tensor if tensor.dim() == 4 else tensor.unflatten(2, (count, tensor.shape[2] // count)).transpose(1, 2)
 
 
-def _head_groups(attributes: Attributes, shapes: Shapes) -> Iterator[tuple[torch.Tensor, int]]:
+def _head_groups(attributes: Attributes, shapes: Shapes) -> Iterator[tuple[_Heads, int]]:
     """Query heads that share a dilation, with it."""
-    dilation = attributes.dilation if len(attributes.dilation) > 1 else attributes.dilation * shapes.q_num_heads
-    for step in sorted(set(dilation)):
-        yield torch.tensor([head for head, own in enumerate(dilation) if own == step]), step
+    if len(set(attributes.dilation)) == 1:
+        yield _Heads.all(shapes), attributes.dilation[0]
+        return
+    for step in sorted(set(attributes.dilation)):
+        heads = torch.tensor([head for head, own in enumerate(attributes.dilation) if own == step])
+        yield _Heads(heads, heads // (shapes.q_num_heads // shapes.kv_num_heads)), step
 
 
 def _band_rows(
-    sequence: _Sequence, attributes: Attributes, heads: torch.Tensor, step: int, out: torch.Tensor, lse: torch.Tensor
+    sequence: _Sequence, attributes: Attributes, heads: _Heads, step: int, out: torch.Tensor, lse: torch.Tensor
 ) -> None:
     """Write the rows of `heads` as if no row were global; `step` is the dilation of these heads."""
     seq_q, seq_k = sequence.q.shape[1], sequence.k.shape[1]
@@ -160,7 +177,9 @@ def _band_rows(
                 right=right,
                 step=step,
             )
-            out[heads, block.rows], lse[heads, block.rows] = _band_block(sequence, attributes, heads, block, lse.dtype)
+            out[heads.query, block.rows], lse[heads.query, block.rows] = _band_block(
+                sequence, attributes, heads, block, lse.dtype
+            )
 
 
 @dataclass(frozen=True)
@@ -176,26 +195,25 @@ class _Block:
 
 
 def _band_block(
-    sequence: _Sequence, attributes: Attributes, heads: torch.Tensor, block: _Block, dtype: torch.dtype
+    sequence: _Sequence, attributes: Attributes, heads: _Heads, block: _Block, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (h, rows, D_v) in the type of v and lse (h, rows) of one block."""
-    own = _key_heads(sequence, heads)
-    q = sequence.q[heads, block.rows].to(dtype)
-    scores = _scores(q, sequence.k[own, block.keys].to(dtype), attributes)
+    q = _scaled(sequence.q[heads.query, block.rows].to(dtype), attributes)
+    scores = _scores(q, sequence.k[heads.key, block.keys].to(dtype), attributes)
     allowed = sequence.valid[block.keys] & (block.steps >= -block.left) & (block.steps <= block.right)
-    weight = torch.ones((), dtype=dtype, device=q.device)
+    weight = None
     if sequence.bias is not None:
-        bias = sequence.bias if sequence.bias.shape[0] == 1 else sequence.bias[heads]
+        bias = sequence.bias if sequence.bias.shape[0] == 1 else sequence.bias[heads.query]
         bias = bias if bias.shape[1] == 1 else bias[:, block.rows]
         column = (block.steps + block.left).clamp(0, bias.shape[2] - 1).expand(bias.shape[0], -1, -1)
         scores = scores + bias.expand(-1, column.shape[1], -1).gather(2, column)
     if sequence.spans is not None:
-        reach = attributes.span_ramp + sequence.spans[heads, None, None]
+        reach = attributes.span_ramp + sequence.spans[heads.query, None, None]
         weight = ((reach - block.steps.abs() * block.step) / attributes.span_ramp).clamp(0, 1)
         if sequence.is_global is not None:
             weight = weight.masked_fill(sequence.is_global[block.keys], 1)
         allowed = allowed & (weight > 0)
-    values = sequence.v[own, block.keys]
+    values = sequence.v[heads.key, block.keys]
     if sequence.is_global is not None:
         columns = (sequence.is_global & sequence.valid).nonzero()[:, 0]
         position = sequence.offset + torch.arange(sequence.q.shape[1], device=q.device)[block.rows, None]
@@ -204,17 +222,22 @@ def _band_block(
         outside = (distance % block.step != 0) | (steps < -block.left) | (steps > block.right)
         if attributes.is_causal:
             outside = outside & (distance <= 0)
-        more = _scores(q, sequence.k[own][:, columns].to(dtype), attributes)
+        more = _scores(q, sequence.k[heads.key][:, columns].to(dtype), attributes)
         scores = torch.cat([scores, more], 2)
-        weight = torch.cat([weight.expand(*scores.shape[:2], block.steps.shape[1]), torch.ones_like(more)], 2)
+        weight = None if weight is None else torch.cat([weight, torch.ones_like(more)], 2)
         allowed = torch.cat([allowed.expand(scores.shape[0], -1, -1), outside.expand_as(more)], 2)
-        values = torch.cat([values, sequence.v[own][:, columns]], 1)
-    sinks = None if sequence.sinks is None else sequence.sinks[heads]
+        values = torch.cat([values, sequence.v[heads.key][:, columns]], 1)
+    sinks = None if sequence.sinks is None else sequence.sinks[heads.query]
     return _softmax(scores, allowed, weight, values, sinks)
 
 
 def _global_rows(
-    sequence: _Sequence, attributes: Attributes, views: list[torch.Tensor], out: torch.Tensor, lse: torch.Tensor
+    sequence: _Sequence,
+    attributes: Attributes,
+    key_heads: torch.Tensor | slice,
+    views: list[torch.Tensor],
+    out: torch.Tensor,
+    lse: torch.Tensor,
 ) -> None:
     """Overwrite the rows of global tokens: full attention with the (H, S, D) projections in `views`."""
     assert sequence.is_global is not None
@@ -223,26 +246,23 @@ def _global_rows(
     inside = (position >= 0) & (position < k.shape[1])
     rows = inside.nonzero()[:, 0]
     rows = rows[sequence.is_global[position[rows]]]
-    heads = torch.arange(q.shape[0])
-    own = _key_heads(sequence, heads)
-    weight = torch.ones((), dtype=lse.dtype, device=q.device)
     for part in rows.split(_BLOCK):
         if not len(part):
             continue
-        scores = _scores(q[:, part].to(lse.dtype), k[own].to(lse.dtype), attributes)
+        scores = _scores(_scaled(q[:, part].to(lse.dtype), attributes), k[key_heads].to(lse.dtype), attributes)
         allowed = sequence.valid.expand(len(part), -1)
         if attributes.is_causal:
             allowed = allowed & (torch.arange(k.shape[1], device=q.device) <= position[part, None])
-        out[:, part], lse[:, part] = _softmax(scores, allowed, weight, v[own], sequence.sinks)
+        out[:, part], lse[:, part] = _softmax(scores, allowed, None, v[key_heads], sequence.sinks)
 
 
-def _key_heads(sequence: _Sequence, heads: torch.Tensor) -> torch.Tensor:
-    return heads // (sequence.q.shape[0] // sequence.k.shape[0])
+def _scaled(q: torch.Tensor, attributes: Attributes) -> torch.Tensor:
+    return q * (q.shape[-1] ** -0.5 if attributes.scale is None else attributes.scale)
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, attributes: Attributes) -> torch.Tensor:
-    scale = q.shape[-1] ** -0.5 if attributes.scale is None else attributes.scale
-    scores = (q @ k.transpose(1, 2)) * scale
+    """Scores (h, rows, keys) of scaled queries, capped."""
+    scores = q @ k.transpose(1, 2)
     if attributes.softcap > 0:
         scores = torch.tanh(scores / attributes.softcap) * attributes.softcap
     return scores
@@ -251,7 +271,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor, attributes: Attributes) -> torch.T
 def _softmax(
     scores: torch.Tensor,
     allowed: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     values: torch.Tensor,
     sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,7 +282,9 @@ def _softmax(
     if sinks is not None:
         top = torch.maximum(top, sinks[:, None, None])
     top = top.masked_fill(top == -torch.inf, 0)  # exp(-inf - 0) = 0; -inf - -inf would be NaN
-    terms = torch.exp(scores - top) * weight
+    terms = torch.exp(scores - top)
+    if weight is not None:
+        terms = terms * weight
     total = terms.sum(2, keepdim=True)
     if sinks is not None:
         total = total + torch.exp(sinks[:, None, None] - top)
