@@ -86,8 +86,9 @@ OrtStatus* Guarded(const Body& body) noexcept {
 }
 
 // Tells the session the outputs' shapes, as far as they follow from those of Q and V, when the model is loaded. What
-// they contradict is for Compute to say, which has all shapes.
-void InferOutputs(const ShapeInference& node, cpu::ElementType type) {
+// they contradict is for Compute to say, which has all shapes. The type is read from Q: in the schema that ONNX Runtime
+// merges from the ops of all types, it calls the function of one of them for every node.
+void InferOutputs(const ShapeInference& node) {
   const std::vector<Dim> q = node.InputShape(kQ), v = node.InputShape(kV);
   if (q.size() != v.size() || (q.size() != 3 && q.size() != 4)) return;
   std::vector<Dim> output = q, lse(q.begin(), q.end() - 1);
@@ -99,7 +100,7 @@ void InferOutputs(const ShapeInference& node, cpu::ElementType type) {
     output[2] = known ? Dim{v[2].size / kv_heads * heads} : Dim{};
     lse = {q[0], heads > 0 ? Dim{heads} : Dim{}, q[1]};
   }
-  node.SetOutput(0, output, OnnxType(type));
+  node.SetOutput(0, output, node.InputType(kQ));
   node.SetOutput(1, lse, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
 }
 
@@ -136,8 +137,8 @@ struct Op : OrtCustomOp {
     // Older runtimes dereference a null type for every optional input that a node leaves out (fixed by onnxruntime
     // #26199).
     if (g_runtime_minor >= 24) {
-      InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) -> OrtStatus* {
-        return Guarded([&] { InferOutputs(ShapeInference(context), static_cast<const Op*>(op)->type); });
+      InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatus* {
+        return Guarded([&] { InferOutputs(ShapeInference(context)); });
       };
     }
     GetStartVersion = [](const OrtCustomOp*) { return 1; };

@@ -115,6 +115,14 @@ std::vector<Dim> ShapeInference::InputShape(size_t index) const {
   return shape;
 }
 
+ONNXTensorElementDataType ShapeInference::InputType(size_t index) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;  // the context keeps it
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  Check(g_api->ShapeInferContext_GetInputTypeShape(context_, index, &info));
+  Check(g_api->GetTensorElementType(info, &type));
+  return type;
+}
+
 int64_t ShapeInference::Int(const char* name, int64_t fallback) const {
   const OrtOpAttr* attribute = nullptr;
   int64_t value = 0;

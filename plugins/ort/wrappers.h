@@ -77,6 +77,7 @@ class ShapeInference {
 
   // Empty for an input that is absent or of unknown rank.
   std::vector<Dim> InputShape(size_t index) const;
+  ONNXTensorElementDataType InputType(size_t index) const;
   int64_t Int(const char* name, int64_t fallback) const;
   // Does nothing when the node does not have the output, or a dimension is unknown.
   void SetOutput(size_t index, const std::vector<Dim>& shape, ONNXTensorElementDataType type) const;

@@ -49,6 +49,8 @@ void AddBias(const T* data, int count, float* out) {
   for (int i = 0; i < count; ++i) out[i] += cpu::ToFloat(data[i]) * cpu::kLog2E;
 }
 
+float Ramp(float x) { return x < 0.0f ? 0.0f : (x > 1.0f ? 1.0f : x); }
+
 // Carves arrays out of one block of memory; with no block it only measures.
 class Arena {
  public:
@@ -370,9 +372,19 @@ void Worker::EditBand(void* worker, int r, ColumnRange range, float* scores, flo
   if (w.problem_.inputs[kSpans] != nullptr) {
     const float reach = a.span_ramp + static_cast<const float*>(w.problem_.inputs[kSpans])[row.head];
     const float inverse = 1.0f / a.span_ramp;
-    for (int c = range.first; c < range.last; ++c) {
-      const auto distance = static_cast<float>(std::abs(w.columns_[c] - row.position) * w.step_);
-      weights[c] = std::clamp((reach - distance) * inverse, 0.0f, 1.0f);
+    if (w.contiguous_) {
+      // Whole numbers below 2^24 are exact in float, and this form vectorises.
+      const auto start = static_cast<float>(w.columns_[range.first] - row.position);
+      const auto step = static_cast<float>(w.step_);
+      float* out = weights + range.first;
+      for (int i = 0; i < range.last - range.first; ++i) {
+        out[i] = Ramp((reach - std::fabs(start + static_cast<float>(i)) * step) * inverse);
+      }
+    } else {
+      for (int c = range.first; c < range.last; ++c) {
+        const auto distance = static_cast<float>(std::abs(w.columns_[c] - row.position) * w.step_);
+        weights[c] = Ramp((reach - distance) * inverse);
+      }
     }
   }
 }

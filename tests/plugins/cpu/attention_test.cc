@@ -315,6 +315,53 @@ bool CheckElements() {
   return true;
 }
 
+// exp2, and the soft cap where `softcap` is positive, as they come out of `attend`: one query row, 256 keys with scores
+// 0, x[1], …, and the unit matrix for V, so that `out` is the row's exp2(score). Scores rise to 0 at most.
+bool CheckExp(const cpu::TileKernels& kernels, float softcap) {
+  constexpr int kColumns = cpu::kMaxTileColumns;
+  std::mt19937 engine(0);
+  std::uniform_real_distribution<float> wide(softcap > 0 ? -3.0f : -125.0f, 0.0f), near(-2.0f, 0.0f);
+  double worst = 0;
+  for (int round = 0; round < 400; ++round) {
+    std::vector<float> x(kColumns), keys(kColumns), unit(kColumns * kColumns), out(kColumns);
+    std::vector<const void*> pointers(kColumns);
+    for (int c = 0; c < kColumns; ++c) {
+      x[static_cast<size_t>(c)] = c == 0 ? 0.0f : (round % 2 ? wide : near)(engine);
+      unit[static_cast<size_t>(c * kColumns + c)] = 1;
+      pointers[static_cast<size_t>(c)] = &x[static_cast<size_t>(c)];
+    }
+    kernels.pack_transposed[0](pointers.data(), kColumns, 1, 1.0f, keys.data());
+    const float one = 1;
+    std::vector<float> query(cpu::kMaxLanes);
+    const void* row = &one;
+    kernels.pack_transposed[0](&row, 1, 1, 1.0f, query.data());
+    float top = cpu::kNoTop, total = 0;
+    cpu::QueryTile tile;
+    tile.rows = 1, tile.depth = 1, tile.width = kColumns;
+    tile.queries = query.data(), tile.out = out.data(), tile.top = &top, tile.total = &total;
+    tile.softcap = softcap;
+    const cpu::ColumnRange all{0, kColumns};
+    kernels.attend(tile, {kColumns, keys.data(), unit.data()}, &all, {});
+    for (size_t c = 0; c < kColumns; ++c) {
+      const auto score = static_cast<double>(x[c]);
+      if (softcap > 0) {
+        // An error in tanh times softcap is one in the exponent: compare that, in units of the cap.
+        const double capped = std::log(static_cast<double>(out[c])) / static_cast<double>(softcap);
+        worst = std::max(worst, std::abs(capped - std::tanh(score)) / 0x1p-24);
+      } else {
+        const double want = std::exp2(score);
+        const double ulp = std::exp2(std::floor(score) - 23);
+        worst = std::max(worst, std::abs(static_cast<double>(out[c]) - want) / ulp);
+      }
+    }
+    if (out[0] != 1) worst = 1e9;
+  }
+  // Units in the last place; with a soft cap, of the tanh at 1, rounding in exp2 and of softcap * tanh included.
+  const double allowed = softcap > 0 ? 6 : 2.5;
+  std::printf("%s: error of %s %.2f ulp\n", kernels.name, softcap > 0 ? "the soft cap" : "exp2", worst);
+  return worst <= allowed;
+}
+
 bool CheckFailures() {
   unsigned seed = 0;
   while (Random(seed).problem.shapes.seq_q == 0) ++seed;
@@ -345,6 +392,7 @@ int Main(int argc, char** argv) {
       continue;
     }
     ++machines;
+    if (!CheckExp(*kernels, 0) || !CheckExp(*kernels, 5)) return 1;
     for (unsigned seed = first; seed < first + problems; ++seed) {
       if (!Check(seed, *kernels)) return 1;
     }
