@@ -22,8 +22,8 @@ _STYLES = {
     "stock": ("#D55E00", "D"),
 }
 _INK, _FAINT = "#222222", "#6b6b6b"
-_LABEL_GAP = 0.095
-"""Least distance of two labels at the right edge, in axes heights."""
+_LABEL_LINE = 0.043
+"""Height of one line of a label at the right edge, in axes heights."""
 
 
 def draw(report: BenchReport, path: Path) -> None:
@@ -50,7 +50,7 @@ def draw(report: BenchReport, path: Path) -> None:
         figure = Figure(figsize=(12.4, 5.2), dpi=200, facecolor="white")
         FigureCanvasAgg(figure)
         latency, memory = figure.subplots(1, 2)
-        figure.subplots_adjust(left=0.055, right=0.89, top=0.80, bottom=0.115, wspace=0.5)
+        figure.subplots_adjust(left=0.072, right=0.885, top=0.80, bottom=0.115, wspace=0.53)
         series = {name: [row for row in report.rows if row.variant == name and row.status == OK] for name in TITLES}
         series = {name: rows for name, rows in series.items() if rows}
         _latency_panel(latency, series, report)
@@ -61,10 +61,10 @@ def draw(report: BenchReport, path: Path) -> None:
 
 def _titles(figure: Any, report: BenchReport) -> None:
     settings = report.settings
-    figure.text(0.055, 0.935, f"{report.model}: {report.attention}", size=13, weight="bold")
+    figure.text(0.072, 0.935, f"{report.model}: {report.attention}", size=13, weight="bold")
     threads = f"{settings.threads} threads" if settings.threads else "default threads"
     figure.text(
-        0.055,
+        0.072,
         0.89,
         f"{report.machine.short}; {settings.providers[0]}, {threads}, batch {settings.batch}; {report.created[:10]}",
         color=_FAINT,
@@ -86,7 +86,7 @@ def _latency_panel(axes: Axes, series: dict[str, list[Row]], report: BenchReport
             alpha=0.18,
             linewidth=0,
         )
-        ends[name] = (lengths[-1], medians[-1], f"{medians[-1]:,.3g} ms")
+        ends[name] = (lengths[-1], medians[-1], _duration(medians[-1]))
     _finish(axes, report, "Latency per run: median, band p10–p90", "latency [ms]")
     _label_ends(axes, ends, report)
     _mark_crossovers(axes, series, report)
@@ -147,12 +147,15 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[int, float, str]], report: Ben
     """Name each line at the right edge, pushed apart where values are close, with what ended it early."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
     wanted = {name: (math.log(value) - low) / (high - low) for name, (_, value, _) in ends.items()}
-    heights = _spread(wanted)
     longest = report.settings.lengths[-1]
-    for name, (length, value, text) in ends.items():
+    texts = {}
+    for name, (length, _, text) in ends.items():
         ended = "" if length == longest else f" at {length:,}\nthen {_first_bad(report, name, length)}"
+        texts[name] = f"{TITLES[name]}\n{text}{ended}"
+    heights = _spread(wanted, {name: _LABEL_LINE * (text.count("\n") + 1.4) for name, text in texts.items()})
+    for name, (length, value, _) in ends.items():
         axes.annotate(
-            f"{TITLES[name]}\n{text}{ended}",
+            texts[name],
             xy=(length, value),
             xytext=(1.025, heights[name]),
             textcoords="axes fraction",
@@ -170,39 +173,52 @@ def _first_bad(report: BenchReport, name: str, after: int) -> str:
     return next(row.status for row in report.rows if row.variant == name and row.length > after)
 
 
-def _spread(wanted: dict[str, float]) -> dict[str, float]:
-    """Heights close to the wanted ones, ascending in the same order, at least `_LABEL_GAP` apart."""
+def _spread(wanted: dict[str, float], sizes: dict[str, float]) -> dict[str, float]:
+    """Centres close to the wanted ones, in the same order, so that labels of these sizes do not overlap."""
     names = sorted(wanted, key=lambda name: wanted[name])
-    heights = [wanted[name] for name in names]
-    for _ in range(200):
+    centres = [wanted[name] for name in names]
+    for _ in range(500):
         moved = False
-        for index in range(len(heights) - 1):
-            lack = _LABEL_GAP - (heights[index + 1] - heights[index])
+        # Not above the panel, where its title stands.
+        centres[-1] = min(centres[-1], 1.0 - sizes[names[-1]] / 2)
+        for index in range(len(centres) - 1):
+            apart = (sizes[names[index]] + sizes[names[index + 1]]) / 2
+            lack = apart - (centres[index + 1] - centres[index])
             if lack > 1e-6:
-                heights[index] -= lack / 2
-                heights[index + 1] += lack / 2
+                centres[index] -= lack / 2
+                centres[index + 1] += lack / 2
                 moved = True
         if not moved:
             break
-    return dict(zip(names, heights, strict=True))
+    return dict(zip(names, centres, strict=True))
+
+
+def _duration(milliseconds: float) -> str:
+    """Three significant digits in milliseconds, or in seconds from one second."""
+    return f"{milliseconds / 1e3:,.3g} s" if milliseconds >= 1e3 else f"{milliseconds:.3g} ms"
 
 
 def _mark_crossovers(axes: Axes, series: dict[str, list[Row]], report: BenchReport) -> None:
     marked = [found for found in report.crossovers if found.kind == "from" and found.baseline in series]
-    for index, found in enumerate(sorted(marked, key=lambda one: one.tokens or 0)):
+    texts = {True: 0, False: 0}
+    for found in sorted(marked, key=lambda one: one.tokens or 0):
         assert found.tokens is not None
         color = _STYLES[found.baseline][0]
-        # Curves rise to the right, so the upper left is free: the text stands left of its line where that has room.
-        left = found.tokens**2 > report.settings.lengths[0] * report.settings.lengths[-1]
         axes.axvline(found.tokens, color=color, linestyle=(0, (2, 2)), linewidth=1.1, zorder=2)
+        # Curves rise to the right, so what is free is the upper left and the lower right.
+        right = found.tokens**2 > report.settings.lengths[0] * report.settings.lengths[-1]
+        step = 0.115 * texts[right]
+        texts[right] += 1
         axes.annotate(
             f"faster than {TITLES[found.baseline]}\nfrom {found.tokens:,} tokens",
-            xy=(found.tokens, 0.985 - 0.115 * index),
+            xy=(found.tokens, 0.02 + step if right else 0.98 - step),
             xycoords=("data", "axes fraction"),
-            xytext=(-4 if left else 4, 0),
+            xytext=(-4 if right else 4, 0),
             textcoords="offset points",
-            ha="right" if left else "left",
+            ha="right" if right else "left",
+            va="bottom" if right else "top",
             color=color,
             size=8.5,
-            va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+            zorder=5,
         )

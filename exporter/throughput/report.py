@@ -130,7 +130,7 @@ class BenchReport:
         raise KeyError(f"{variant} at {length} tokens")
 
     def to_json(self) -> str:
-        """Indented JSON text; units are in the names, latencies in milliseconds."""
+        """Indented JSON text; latencies are in milliseconds, other units are in the names."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 

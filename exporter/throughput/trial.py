@@ -136,7 +136,7 @@ def _time(call: Any, request: dict[str, Any], deadline: float, expected_s: float
     usage, began = resource.getrusage(resource.RUSAGE_SELF), clock()
 
     def unfinished() -> bool:
-        return len(samples) < request["iterations"] or (clock() - began) / 1e9 < request["duration_s"]
+        return len(samples) < int(request["iterations"]) or (clock() - began) / 1e9 < float(request["duration_s"])
 
     while unfinished() and not late:
         start = clock()

@@ -173,6 +173,26 @@ def test_a_stock_export_that_fails_is_a_row(bundle: Bundle, tmp_path: Path) -> N
     assert "config.json changed since the export" in stock_variant(bundle, tmp_path, str(changed)).unavailable
 
 
+def test_a_model_that_the_stock_exporter_cannot_trace_is_a_row(
+    longformer_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    variant = stock_variant(Bundle.open(longformer_bundle), tmp_path, None)
+    assert variant.model is None
+    assert "tracing failed: GuardOnDataDependentSymNode" in variant.unavailable
+    # One line, and none of the thousands that torch.export prints on the way.
+    assert "\n" not in variant.unavailable
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_dense_attention_must_have_run(bundle: Bundle, inputs: Path) -> None:
+    outcome = runner.run_trial(
+        dataclasses.replace(body_variant(bundle), operators={"MultiHeadAttention": 2}), inputs, QUICK
+    )
+    assert outcome["status"] == "wrong path"
+    assert outcome["reason"] == "the session ran MultiHeadAttention 0 times, expected 2"
+
+
 def test_hopeless_trials_are_not_started() -> None:
     dense, linear = Variant("dense", None, exponent=2), Variant("kernel", None, exponent=1)
     settings = dataclasses.replace(QUICK, time_limit_s=10, memory_limit_bytes=1 << 30)
