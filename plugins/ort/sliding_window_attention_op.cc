@@ -91,17 +91,16 @@ OrtStatus* Guarded(const Body& body) noexcept {
 void InferOutputs(const ShapeInference& node) {
   const std::vector<Dim> q = node.InputShape(kQ), v = node.InputShape(kV);
   if (q.size() != v.size() || (q.size() != 3 && q.size() != 4)) return;
-  std::vector<Dim> output = q, lse(q.begin(), q.end() - 1);
+  std::vector<Dim> output = q;
   if (q.size() == 4) {
     output[3] = v[3];
   } else {
     const int64_t heads = node.Int("q_num_heads", 0), kv_heads = node.Int("kv_num_heads", 0);
     const bool known = heads > 0 && kv_heads > 0 && v[2].size > 0 && v[2].size % kv_heads == 0;
     output[2] = known ? Dim{v[2].size / kv_heads * heads} : Dim{};
-    lse = {q[0], heads > 0 ? Dim{heads} : Dim{}, q[1]};
   }
+  // Not lse: a node may lack it, this API cannot tell, and some runtimes (1.24) abort when an absent output is set.
   node.SetOutput(0, output, node.InputType(kQ));
-  node.SetOutput(1, lse, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
 }
 
 struct Op : OrtCustomOp {

@@ -150,7 +150,7 @@ void ShapeInference::SetOutput(size_t index, const std::vector<Dim>& shape, ONNX
   Check(g_api->SetTensorElementType(info, type));
   Check(g_api->SetDimensions(info, sizes.data(), sizes.size()));
   Check(g_api->SetSymbolicDimensions(info, symbols.data(), symbols.size()));
-  Succeeded(g_api->ShapeInferContext_SetOutputTypeShape(context_, index, info));
+  Check(g_api->ShapeInferContext_SetOutputTypeShape(context_, index, info));
 }
 
 ContextExecutor::ContextExecutor(const OrtKernelContext* context) : context_(context) {

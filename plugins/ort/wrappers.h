@@ -79,7 +79,7 @@ class ShapeInference {
   std::vector<Dim> InputShape(size_t index) const;
   ONNXTensorElementDataType InputType(size_t index) const;
   int64_t Int(const char* name, int64_t fallback) const;
-  // Does nothing when the node does not have the output, or a dimension is unknown.
+  // The node must have the output. Does nothing when a dimension is unknown.
   void SetOutput(size_t index, const std::vector<Dim>& shape, ONNXTensorElementDataType type) const;
 
  private:
