@@ -210,7 +210,7 @@ def _mark_crossovers(axes: Axes, series: dict[str, list[Row]], report: BenchRepo
         step = 0.115 * texts[right]
         texts[right] += 1
         axes.annotate(
-            f"faster than {TITLES[found.baseline]}\nfrom {found.tokens:,} tokens",
+            f"faster than {TITLES[found.baseline]}\nfrom about {found.tokens:,} tokens",
             xy=(found.tokens, 0.02 + step if right else 0.98 - step),
             xycoords=("data", "axes fraction"),
             xytext=(-4 if right else 4, 0),

@@ -135,7 +135,7 @@ class BenchReport:
 
 
 def describe_crossover(crossover: Crossover, reference: str) -> str:
-    """One sentence, e.g. ``"faster than stock export from 811 tokens (12.3x at 4096)"``."""
+    """One sentence, e.g. ``"faster than stock export from about 811 tokens (12.3x at 4096 tokens)"``."""
     baseline, ours = TITLES[crossover.baseline], TITLES[reference]
     if crossover.kind == "unknown":
         return f"{ours} and {baseline} were not measured at the same length"
@@ -145,7 +145,7 @@ def describe_crossover(crossover: Crossover, reference: str) -> str:
         return f"{ours} is not faster than {baseline} up to {crossover.longest} tokens ({at_longest})"
     if crossover.kind == "always":
         return f"{ours} is faster than {baseline} at every measured length ({at_longest})"
-    return f"{ours} is faster than {baseline} from {crossover.tokens} tokens ({at_longest})"
+    return f"{ours} is faster than {baseline} from about {crossover.tokens} tokens ({at_longest})"
 
 
 def pool(variant: str, length: int, batch: int, outcomes: list[dict[str, Any]]) -> Row:

@@ -297,7 +297,7 @@ def test_without_matplotlib_the_report_says_so(bundle: Bundle, monkeypatch: pyte
     [
         (
             Crossover("stock", "from", 811, 512, 4096, 12.34),
-            "longspan kernel is faster than stock export from 811 tokens (12.3x at 4096 tokens)",
+            "longspan kernel is faster than stock export from about 811 tokens (12.3x at 4096 tokens)",
         ),
         (
             Crossover("dense", "always", None, 512, 4096, 2.0),
