@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,35 +85,33 @@ def command(bundle: Path, json_file: str | None, **options: Any) -> int:
 
 
 def _lowering_table(report: CheckReport) -> Table:
-    """One row per case: the output that comes closest to its tolerance, for each path that ran."""
+    """One row per case: the output that comes closest to its tolerance by any path."""
     from rich.table import Table
 
     paths = [path.name for path in report.paths if path.ran]
-    table = Table(box=None, pad_edge=False, header_style="bold", title="Lowering error: largest / allowed")
+    several = len({output.name for case in report.cases for output in case.outputs}) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Lowering error: runtime against float64")
     for title in ("batch", "length"):
         table.add_column(title, justify="right")
-    for title in ("padding", "global tokens"):
+    for title in ("padding", "global tokens", *(["worst output"] if several else []), *paths, "allowed"):
         table.add_column(title)
-    for path in paths:
-        table.add_column(path)
     for entry in report.cases:
         case = entry.case
         cells = [str(case.batch), f"{case.length:,}", case.padding, case.global_tokens]
-        for path in paths:
-            judged = [output.lowering[path] for output in entry.outputs if path in output.lowering]
-            cells.append(_cell(judged) if judged else f"skipped: {entry.skipped}" if entry.skipped else "not run")
-        table.add_row(*cells)
+        output = entry.worst()
+        if output is None:
+            table.add_row(*cells, f"skipped: {entry.skipped}" if entry.skipped else "not run")
+            continue
+        allowed = {judged.tolerance for judged in output.lowering.values()}
+        cells += [output.name] if several else []
+        cells += [_cell(output.lowering[path]) if path in output.lowering else "not run" for path in paths]
+        table.add_row(*cells, *(f"{tolerance:.1e}" for tolerance in allowed))
     return table
 
 
-def _cell(judged: list[Judged]) -> str:
-    from ..exporter.parity.report import ratio
-
-    worst = max(judged, key=ratio)
-    mark = "[green]✓[/]" if worst.passed else "[red]✗[/]"
-    if worst.error.note:
-        return f"{worst.error.note} {mark}"
-    return f"{worst.error.max_abs:.1e} / {worst.tolerance:.1e} {mark}"
+def _cell(judged: Judged) -> str:
+    mark = "[green]✓[/]" if judged.passed else "[red]✗[/]"
+    return f"{judged.error.note or format(judged.error.max_abs, '.1e')} {mark}"
 
 
 def _lowering_lines(report: CheckReport) -> list[str]:
@@ -126,9 +125,13 @@ def _lowering_lines(report: CheckReport) -> list[str]:
         if worst is not None:
             case, output = worst
             judged = output.lowering[path.name]
-            line += f"; closest to its tolerance: {_cell([judged])} at {case}, output {output.name}"
+            line += f"; closest to its tolerance: {_of_allowed(judged)} at {case}, output {output.name}"
         lines.append(line)
     return lines
+
+
+def _of_allowed(judged: Judged) -> str:
+    return f"{_cell(judged)} of {judged.tolerance:.1e} allowed"
 
 
 def _what_ran(path: PathReport) -> str:
@@ -176,11 +179,14 @@ def _approximation_table(report: CheckReport) -> Table:
 
 def _approximation_lines(report: CheckReport) -> list[str]:
     compared = [(entry, judged) for entry in report.cases for judged in _approximation(entry)]
-    reasons = sorted({entry.original for entry in report.cases if entry.original})
-    lines = [f"original model not run in some cases: {reason}" for reason in reasons]
+    reasons = collections.Counter(entry.original for entry in report.cases if entry.original)
+    lines = [
+        f"[bold]original model[/]: not compared in {count} of {len(report.cases)} cases: {reason}"
+        for reason, count in reasons.items()
+    ]
     if report.faithful and compared:
         worst = max((judged for _, judged in compared), key=lambda judged: judged.error.max_abs)
-        lines.insert(0, f"[bold]original model[/]: the same mathematics, float64 against float64: {_cell([worst])}")
+        lines.insert(0, f"[bold]original model[/]: the same mathematics, float64 against float64: {_of_allowed(worst)}")
     elif compared:
         lowest = min(judged.error.cosine for _, judged in compared)
         lines.insert(0, f"[bold]original model[/]: approximated ({report.approximation}); lowest cosine {lowest:.6f}")
@@ -194,6 +200,8 @@ def _scope_lines(report: CheckReport) -> list[str]:
             f"checked up to {report.checked_length:,} of the {report.max_length:,} tokens that the model accepts; "
             f"--max-length {report.max_length} checks them all"
         )
+    if not report.source_verified:
+        lines.append("the source comes from the hub and was loaded anew; the bundle holds no hashes to verify it by")
     if report.differing_versions:
         then = ", ".join(f"{name} {version}" for name, version in report.differing_versions.items())
         lines.append(f"exported with other versions: {then}")
@@ -204,6 +212,8 @@ def _verdict(report: CheckReport) -> list[str]:
     failures = report.failures
     if not failures:
         ran = " and ".join(path.name for path in report.paths if path.ran)
-        return [f"[bold green]pass[/]: {len(report.cases)} cases, by {ran}"]
+        compared = sum(1 for case in report.cases if case.outputs)
+        skipped = f", {len(report.cases) - compared} skipped" if compared < len(report.cases) else ""
+        return [f"[bold green]pass[/]: {compared} cases, by {ran}{skipped}"]
     more = f" (and {len(failures) - 1} more errors)" if len(failures) > 1 else ""
     return [f"[bold red]FAIL[/]: {failures[0]}{more}"]

@@ -46,16 +46,20 @@ class Case:
         return f"{self.batch} x {self.length}, padding {self.padding}, global tokens {self.global_tokens}"
 
 
-def sweep_lengths(sites: Sequence[AttentionSite], accepted: int | None, cap: int | None = None) -> tuple[int, ...]:
+def sweep_lengths(
+    sites: Sequence[AttentionSite], accepted: int | None, cap: int | None = None, always_global: int = 0
+) -> tuple[int, ...]:
     """Lengths to check, ascending.
 
     With ``e`` keys on the longer side of a band, the query's own included, and ``w`` keys in the whole band, in tokens:
     1, e, e+1, w-1, w, w+1, 2w+1 for each window; the first prime from 3w on, which no block size divides; the longest.
+    First tokens that are always global make a text outgrow its window as many tokens later.
 
     Args:
         sites: The attention sites.
         accepted: Longest input that the model accepts; None when unlimited.
         cap: Longest input to check; None for `LONGEST`.
+        always_global: First tokens that the conversion made global.
 
     Raises:
         InvalidRequest: `cap` is below 1.
@@ -64,6 +68,7 @@ def sweep_lengths(sites: Sequence[AttentionSite], accepted: int | None, cap: int
         raise InvalidRequest(f"--max-length {cap}: must be 1 or more")
     lengths = {1}
     for edge, band in {_extent(site) for site in sites} - {None}:  # type: ignore[misc]
+        edge += always_global
         lengths |= {edge, edge + 1, band - 1, band, band + 1, 2 * band + 1, _prime_from(3 * band)}
     if accepted is None:
         accepted = max(WITHOUT_LIMIT, *lengths)
@@ -118,7 +123,8 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
 
     *shorter, longest = lengths
     meet(longest, [kind for kind in kinds if kind.batch == 1 and kind.whole_row])
-    edges = {extent[0] + more for site in manifest.sites if (extent := _extent(site)) for more in (0, 1)}
+    always = manifest.conversion.global_tokens
+    edges = {extent[0] + always + more for site in manifest.sites if (extent := _extent(site)) for more in (0, 1)}
     for length in reversed(shorter):
         bare = length in edges
         meet(length, [kind for kind in kinds if kind.whole_row and not (bare and kind.global_tokens != "none")])

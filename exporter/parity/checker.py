@@ -156,8 +156,10 @@ def _plan(
         if manifest.max_length is not None and length > manifest.max_length:
             raise InvalidRequest(f"--input-shapes: the model accepts up to {manifest.max_length} tokens, not {length}")
         return _Plan(single_shape(manifest, sizes.get(BATCH, 1), length), None, sizes, seed, manifest)
-    chosen_lengths = sorted(set(lengths)) if lengths else sweep_lengths(manifest.sites, manifest.max_length, max_length)
-    return _Plan(sweep(manifest, chosen_lengths), None, {}, seed, manifest)
+    if not lengths:
+        always_global = manifest.conversion.global_tokens
+        lengths = sweep_lengths(manifest.sites, manifest.max_length, max_length, always_global)
+    return _Plan(sweep(manifest, sorted(set(lengths))), None, {}, seed, manifest)
 
 
 def _loaded_case(feed: Feed, manifest: Manifest) -> Case:
@@ -235,17 +237,15 @@ class _Comparison:
 
     def run(self, case: Case, feed: Feed) -> CaseReport:
         """Run one case everywhere and judge it; nothing of it stays in memory."""
-        original, why_not = self._original(case, feed)
+        original, why_not, refused = self._original(case, feed)
         try:
             oracle = _infer(self.torch.oracle, feed)
             own = _infer(self.torch.own, feed)
         except Exception as error:  # whatever the model raises for an input that it refuses
             if isinstance(error, ExportFailed):
                 raise
-            reason = f"torch: {_first_line(error)}"
-            if original is not None:
-                return self._refused(case, reason, why_not)
-            return CaseReport(case, (), why_not, reason)
+            reason = f"the pattern in torch: {_first_line(error)}"
+            return CaseReport(case, (), why_not, reason) if refused else self._broken(case, reason, why_not)
         runtime: dict[str, dict[str, Array] | str] = {}
         for path in self.paths:
             if path.runner is not None:
@@ -258,23 +258,22 @@ class _Comparison:
         )
         return CaseReport(case, outputs, why_not)
 
-    def _original(self, case: Case, feed: Feed) -> tuple[dict[str, Array] | None, str]:
-        """Outputs of the original model, or why there are none."""
+    def _original(self, case: Case, feed: Feed) -> tuple[dict[str, Array] | None, str, bool]:
+        """Outputs of the original model, or why there are none; and whether the model itself refuses the input."""
         if self.torch.original is None:
-            return None, "the model calls longspan operators itself"
+            return None, "the model calls longspan operators itself", False
         if case.batch * case.length**2 > self.original_longest**2:
-            return None, (
-                f"{case.batch} x {case.length}² is beyond --original-max-length {self.original_longest} squared"
-            )
+            limit = f"--original-max-length {self.original_longest}"
+            return None, f"{case.batch} x {case.length}² is beyond {limit} squared", False
         try:
-            return _infer(self.torch.original, feed), ""
+            return _infer(self.torch.original, feed), "", False
         except Exception as error:  # whatever the model raises for an input that it refuses
             if isinstance(error, ExportFailed):
                 raise
-            return None, f"the original model fails: {_first_line(error)}"
+            return None, f"the original model fails: {_first_line(error)}", True
 
-    def _refused(self, case: Case, reason: str, why_not: str) -> CaseReport:
-        """The report of an input that the original model takes and the intercepted one does not."""
+    def _broken(self, case: Case, reason: str, why_not: str) -> CaseReport:
+        """The report of an input that the intercepted model fails on, and the original does not, as far as is known."""
         failure = Judged(Error.failure(reason), 0.0)
         outputs = tuple(
             OutputReport(record.name, record.dtype, 0.0, 0.0, 0, 0, {}, failure) for record in self.manifest.outputs
@@ -326,8 +325,8 @@ class _Comparison:
         It does everywhere where the adapter claims so, and where a window that was cut into dense attention holds the
         whole text.
         """
-        window = self.manifest.conversion.window
-        return self.manifest.faithful or (window is not None and case.length <= window // 2 + 1)
+        window, always_global = self.manifest.conversion.window, self.manifest.conversion.global_tokens
+        return self.manifest.faithful or (window is not None and case.length <= window // 2 + 1 + always_global)
 
 
 @contextlib.contextmanager
@@ -373,6 +372,7 @@ def _report(
         model_sha256=manifest.files.get(MODEL_FILE, ""),
         faithful=manifest.faithful,
         approximation=manifest.approximation,
+        source_verified=bool(manifest.source.files),
         max_length=manifest.max_length,
         checked_length=max((case.case.length for case in cases if case.outputs), default=0),
         seed=None if plan.loaded is not None else plan.seed,

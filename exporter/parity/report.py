@@ -79,6 +79,11 @@ class CaseReport:
     original: str = ""
     skipped: str = ""
 
+    def worst(self) -> OutputReport | None:
+        """The output whose lowering error comes closest to its tolerance by any path; None where nothing ran."""
+        ran = [output for output in self.outputs if output.lowering]
+        return max(ran, key=lambda output: max(map(ratio, output.lowering.values())), default=None)
+
     def failures(self) -> list[str]:
         """One line per error above its tolerance."""
         found = []
@@ -129,6 +134,7 @@ class CheckReport:
         model_sha256: Hash of the ONNX file that was checked.
         faithful: Whether the pattern is what the original model computes.
         approximation: Where the approximation error comes from; empty when faithful and not converted.
+        source_verified: Whether the source's files have the hashes that were exported; a model from the hub has none.
         max_length: Longest input that the model accepts; None when unlimited.
         checked_length: Longest input that was checked.
         seed: Seed of the inputs; None where they were loaded.
@@ -146,6 +152,7 @@ class CheckReport:
     model_sha256: str
     faithful: bool
     approximation: str
+    source_verified: bool
     max_length: int | None
     checked_length: int
     seed: int | None

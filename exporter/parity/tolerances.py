@@ -5,14 +5,15 @@ it amplifies (its conditioning), so one constant is too strict for one model and
 every single input is how far torch itself, in the same type, is from the float64 oracle: that run has the same terms,
 depth and conditioning and differs only in the order of its sums. A runtime is therefore allowed
 
-    tolerance = FACTOR · torch's own largest error  +  u · sqrt(terms · depth) · largest magnitude
+    tolerance = FACTOR · torch's own largest error  +  (u + a · sqrt(terms)) · sqrt(depth) · largest magnitude
 
 The first part is FlashAttention's criterion ("not worse than twice the same-type reference"). The second keeps it from
-vanishing where torch happens to round exactly (short inputs, few outputs): random rounding errors of relative size
-u, the unit roundoff (half the machine epsilon), grow as the square root of the number of sums they pass
-(Higham and Mary, 2019, "A new approach to probabilistic rounding error analysis"). `terms` is the longest sum that a
-layer takes, the larger of its width and of the keys that a query sees, so it grows with the length up to the window;
-`depth` is the number of attention sites.
+vanishing where torch happens to round exactly (short inputs, few outputs). Random rounding errors grow as the square
+root of the number of roundings (Higham and Mary, 2019, "A new approach to probabilistic rounding error analysis").
+Every layer rounds its result to the type, whose unit roundoff (half the machine epsilon) is u, and takes sums, which
+are accumulated in float32 or better, with the unit roundoff a. `terms` is the longest such sum, the larger of the width
+of a layer and of the keys that a query sees, so it grows with the length up to the window; `depth` is the number of
+attention sites.
 
 Two float64 runs of one formula (the original model and the intercepted one) differ by the same amplification times the
 unit roundoff of float64, so their tolerance is the same sum with torch's error scaled by the ratio of the two
@@ -53,9 +54,11 @@ class Scale:
         """The scale of a model with `sites` and layers of `width` channels for inputs of `length` tokens."""
         return cls(max(width, *(_keys(site, length) for site in sites)), len(sites))
 
-    def floor(self, roundoff: float, magnitude: float) -> float:
-        """Expected size of accumulated rounding, for values up to `magnitude`."""
-        return roundoff * math.sqrt(self.terms * self.depth) * magnitude
+    def floor(self, dtype: np.dtype[Any], magnitude: float) -> float:
+        """Expected size of accumulated rounding, for values up to `magnitude` in a type."""
+        roundoff = unit_roundoff(dtype)
+        accumulated = min(roundoff, unit_roundoff(np.dtype(np.float32))) * math.sqrt(self.terms)
+        return (roundoff + accumulated) * math.sqrt(self.depth) * magnitude
 
 
 def _keys(site: AttentionSite, length: int) -> int:
@@ -82,7 +85,7 @@ def lowering_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any
         dtype: Type of the output.
         scale: What rounding errors grow with.
     """
-    return FACTOR * torch_error + scale.floor(unit_roundoff(dtype), magnitude)
+    return FACTOR * torch_error + scale.floor(dtype, magnitude)
 
 
 def identity_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:
@@ -94,9 +97,9 @@ def identity_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any
         dtype: Type of the output.
         scale: What rounding errors grow with.
     """
-    double = unit_roundoff(np.dtype(np.float64))
+    double = np.dtype(np.float64)
     roundoff = unit_roundoff(dtype)
-    amplified = FACTOR * torch_error * double / roundoff if roundoff else 0.0
+    amplified = FACTOR * torch_error * unit_roundoff(double) / roundoff if roundoff else 0.0
     return amplified + scale.floor(double, magnitude)
 
 

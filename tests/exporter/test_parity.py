@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,28 @@ def test_a_model_that_no_longer_runs_by_the_adapter_fails(
     monkeypatch.setattr(longformer, "_attention", broken)
     report = check(copied(longformer_bundle), lengths=[4])
     assert not report.passed and "ValueError: no such thing" in report.failures[0]
+
+
+def test_an_input_that_the_model_itself_refuses_is_skipped_and_proves_nothing(
+    longformer_bundle: Path, copied: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.longformer.modeling_longformer import LongformerModel
+
+    right = LongformerModel.forward
+
+    @functools.wraps(right)
+    def at_most_ten(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].shape[1] > 10:
+            raise ValueError("too long")
+        return right(self, *args, **kwargs)
+
+    monkeypatch.setattr(LongformerModel, "forward", at_most_ten)
+    report = check(copied(longformer_bundle), lengths=[4, 20])
+    skipped = [case for case in report.cases if case.skipped]
+    assert report.passed and {case.case.length for case in skipped} == {20} and "too long" in skipped[0].skipped
+    assert report.checked_length == 4
+    nothing = check(report.bundle, lengths=[20])
+    assert not nothing.passed and "nothing was compared" in nothing.failures[0]
 
 
 def test_without_the_library_the_function_body_is_checked_alone(

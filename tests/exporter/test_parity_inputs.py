@@ -74,6 +74,10 @@ def test_lengths_stop_where_the_model_or_the_user_does() -> None:
         sweep_lengths([site(8, 8)], accepted=20, cap=0)
 
 
+def test_first_tokens_that_are_always_global_move_the_edge() -> None:
+    assert {11, 12} <= set(sweep_lengths([site(8, 8)], accepted=500, always_global=2))
+
+
 def test_unbounded_windows_add_no_length() -> None:
     assert sweep_lengths([site(-1, -1)], accepted=64) == (1, 64)
 

@@ -117,7 +117,9 @@ def test_the_tolerance_admits_another_order_of_summation_and_no_wrong_term() -> 
 def test_the_tolerance_follows_the_type() -> None:
     scale = Scale(256, 4)
     single, half = (lowering_tolerance(0.0, 2.0, np.dtype(t), scale) for t in (np.float32, np.float16))
-    assert single == 2.0**-24 * 32 * 2 and half == single * 2**13
+    assert single == (2.0**-24 + 16 * 2.0**-24) * 2 * 2
+    # Rounded to float16 once a layer, accumulated in float32.
+    assert half == (2.0**-11 + 16 * 2.0**-24) * 2 * 2
     assert lowering_tolerance(1.0, 0.0, np.dtype(np.float32), scale) == FACTOR
     # The same amplification, in float64.
     double = identity_tolerance(2.0**-24, 0.0, np.dtype(np.float32), scale)
