@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..bundle import MODEL_FILE, Bundle
 from ..errors import ExportFailed, FallbackRan, InvalidRequest
-from ..manifest import Manifest, OutputRecord
+from ..manifest import Manifest
 from ..sources import SourceRequest
 from ..sources.base import BATCH, SEQUENCE
-from .cases import LONGEST, Case, single_shape, sweep, sweep_lengths
-from .errors_between import Array, Error, meaningful, measure, token_mask
-from .inputs import Feed, draw_inputs, load_feeds, numpy_type, parse_shapes, save_feeds, sizes_of
-from .report import REPORT_FILE, CaseReport, CheckReport, Judged, OutputReport, PathReport, prepare_folder
+from .cases import Case, single_shape, sweep, sweep_lengths
+from .comparison import ORIGINAL_LONGEST, Comparison
+from .inputs import Feed, draw_inputs, load_feeds, parse_shapes, save_feeds, sizes_of
+from .report import REPORT_FILE, CaseReport, CheckReport, PathReport, prepare_folder
 from .report import write_atomically as write
-from .tolerances import Overrides, Scale, identity_tolerance, lowering_tolerance
+from .tolerances import Overrides
 
 if TYPE_CHECKING:
     from ..pipeline import Prepared, Progress
-    from .runners import RuntimePath, TorchRunners
-
-ORIGINAL_LONGEST = LONGEST
-"""The original model is run where ``batch · length²`` is at most the square of this: it may be quadratic in both."""
+    from .runners import RuntimePath
 
 _FROM_FILE = "file"
 
@@ -123,7 +116,7 @@ def check(
     assert paths[0].name == KERNEL
     progress("load the model")
     runners = torch_runners(_reload(opened.manifest, source), opened.manifest)
-    comparison = _Comparison(opened.manifest, runners, paths, overrides, original_max_length)
+    comparison = Comparison(opened.manifest, runners, paths, overrides, original_max_length)
     with comparison.active():
         cases = []
         for index, case in enumerate(plan.cases):
@@ -212,146 +205,6 @@ def _reload(manifest: Manifest, location: str | None) -> Prepared:
 
 def _file_of(location: str, kind: str) -> str:
     return location.rpartition(":")[0] if kind == "factory" else location
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Everything that runs, and how it is judged."""
-
-    manifest: Manifest
-    torch: TorchRunners
-    paths: Sequence[RuntimePath]
-    overrides: Overrides
-    original_longest: int
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Activate every runner."""
-        runners = [self.torch.oracle, self.torch.own, self.torch.original, *(path.runner for path in self.paths)]
-        with contextlib.ExitStack() as stack:
-            for runner in runners:
-                if runner is not None:
-                    stack.enter_context(runner)
-            stack.enter_context(_quiet_models())
-            yield
-
-    def run(self, case: Case, feed: Feed) -> CaseReport:
-        """Run one case everywhere and judge it; nothing of it stays in memory."""
-        original, why_not, refused = self._original(case, feed)
-        try:
-            oracle = _infer(self.torch.oracle, feed)
-            own = _infer(self.torch.own, feed)
-        except Exception as error:  # whatever the model raises for an input that it refuses
-            if isinstance(error, ExportFailed):
-                raise
-            reason = f"the pattern in torch: {_first_line(error)}"
-            return CaseReport(case, (), why_not, reason) if refused else self._broken(case, reason, why_not)
-        runtime: dict[str, dict[str, Array] | str] = {}
-        for path in self.paths:
-            if path.runner is not None:
-                try:
-                    runtime[path.name] = _infer(path.runner, feed)
-                except Exception as error:  # ONNX Runtime's exceptions have no common class
-                    runtime[path.name] = f"ONNX Runtime: {_first_line(error)}"
-        outputs = tuple(
-            self._judge(record, case, feed, oracle, own, original, runtime) for record in self.manifest.outputs
-        )
-        return CaseReport(case, outputs, why_not)
-
-    def _original(self, case: Case, feed: Feed) -> tuple[dict[str, Array] | None, str, bool]:
-        """Outputs of the original model, or why there are none; and whether the model itself refuses the input."""
-        if self.torch.original is None:
-            return None, "the model calls longspan operators itself", False
-        if case.batch * case.length**2 > self.original_longest**2:
-            limit = f"--original-max-length {self.original_longest}"
-            return None, f"{case.batch} x {case.length}² is beyond {limit} squared", False
-        try:
-            return _infer(self.torch.original, feed), "", False
-        except Exception as error:  # whatever the model raises for an input that it refuses
-            if isinstance(error, ExportFailed):
-                raise
-            return None, f"the original model fails: {_first_line(error)}", True
-
-    def _broken(self, case: Case, reason: str, why_not: str) -> CaseReport:
-        """The report of an input that the intercepted model fails on, and the original does not, as far as is known."""
-        failure = Judged(Error.failure(reason), 0.0)
-        outputs = tuple(
-            OutputReport(record.name, record.dtype, 0.0, 0.0, 0, 0, {}, failure) for record in self.manifest.outputs
-        )
-        return CaseReport(case, outputs, why_not)
-
-    def _judge(
-        self,
-        record: OutputRecord,
-        case: Case,
-        feed: Feed,
-        oracle: dict[str, Array],
-        own: dict[str, Array],
-        original: dict[str, Array] | None,
-        runtime: dict[str, dict[str, Array] | str],
-    ) -> OutputReport:
-        name, dtype = record.name, numpy_type(record.dtype)
-        truth = oracle[name]
-        tokens = meaningful(record, token_mask(feed, self.manifest.inputs))
-        # Where torch itself has no finite value (the mean over a row of nothing but padding) there is nothing to prove.
-        defined = np.isfinite(truth)
-        everywhere = None
-        if not defined.all():
-            everywhere = defined | np.broadcast_to(True if tokens is None else tokens, truth.shape)
-        magnitude = float(np.abs(truth, where=defined, out=np.zeros_like(truth)).max(initial=0.0))
-        torch_error = measure(own[name], truth, everywhere)
-        scale = Scale.of(self.manifest.sites, self.torch.width, case.length)
-        given = self.overrides.of(name)
-        rtol = given[0] if given else 0.0
-        tolerance = given[1] if given else lowering_tolerance(torch_error.max_abs, magnitude, dtype, scale)
-        lowering = {
-            path: Judged(
-                Error.failure(got) if isinstance(got, str) else measure(got[name], truth, everywhere, rtol), tolerance
-            )
-            for path, got in runtime.items()
-        }
-        approximation = None
-        if original is not None:
-            error = measure(truth, original[name], tokens, rtol if self._same_formula(case) else 0.0)
-            identity = given[1] if given else identity_tolerance(torch_error.max_abs, magnitude, dtype, scale)
-            approximation = Judged(error, identity if self._same_formula(case) else None)
-        return OutputReport(
-            name, record.dtype, magnitude, torch_error.max_abs, scale.terms, scale.depth, lowering, approximation
-        )
-
-    def _same_formula(self, case: Case) -> bool:
-        """Whether the pattern computes what the original model does on inputs like this one.
-
-        It does everywhere where the adapter claims so, and where a window that was cut into dense attention holds the
-        whole text.
-        """
-        window, always_global = self.manifest.conversion.window, self.manifest.conversion.global_tokens
-        return self.manifest.faithful or (window is not None and case.length <= window // 2 + 1 + always_global)
-
-
-@contextlib.contextmanager
-def _quiet_models() -> Iterator[None]:
-    """Hold back the hints that transformers gives while its models run."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _infer(runner: Any, feed: Feed) -> dict[str, Array]:
-    from polygraphy.logger import G_LOGGER
-
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        outputs: dict[str, Array] = dict(runner.infer(feed))
-    return outputs
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def _report(

@@ -14,7 +14,7 @@ from longspan.cli.main import run
 from longspan.exporter.bundle import MANIFEST_FILE, MODEL_FILE
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.parity.cases import LONGEST
-from longspan.exporter.parity.checker import ORIGINAL_LONGEST
+from longspan.exporter.parity.comparison import ORIGINAL_LONGEST
 
 Copy = Callable[[Path], Path]
 
