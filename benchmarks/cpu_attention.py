@@ -41,7 +41,7 @@ Run = Callable[[], Array]
 SCALING_LENGTHS = (4096, 8192, 16384, 32768, 65536)
 SGEMM_SIZE = 1536
 ONE_THREAD = "sgemm, 1 thread"
-PAUSE_SECONDS = 0.02  # lets the worker threads of one library fall asleep before the next is timed
+PAUSE_SECONDS = 0.1  # lets the worker threads of one library fall asleep before the next is timed
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,11 @@ def interleave(contestants: Mapping[str, Run], repetitions: int) -> dict[str, Ti
     for repetition in range(repetitions + 1):
         for name, run in contestants.items():
             time.sleep(PAUSE_SECONDS)
-            start, cpu_start = time.perf_counter(), time.process_time()
+            # On one thread nothing but the caller's own time counts, whatever other pools still spin.
+            clock = time.thread_time if name == ONE_THREAD else time.process_time
+            start, cpu_start = time.perf_counter(), clock()
             run()
-            end, cpu_end = time.perf_counter(), time.process_time()
+            end, cpu_end = time.perf_counter(), clock()
             if repetition:
                 seconds[name].append(end - start)
                 cpu_seconds[name].append(cpu_end - cpu_start)
