@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -320,15 +319,23 @@ def run_options(threads: int, repetitions: int) -> dict[str, Any]:
     }
 
 
+def peak_bytes() -> int:
+    """Largest resident size of this process so far (not ru_maxrss, which starts with that of the parent)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("/proc/self/status has no VmHWM: peak memory can be measured on Linux only")
+
+
 def run_length(length: int, threads: int) -> None:
     """Child process: time one length and print seconds and the bytes that running it added to the peak."""
     site = replace(SITES["a"], length=length)
     tiny = replace(site, length=64)
     kernel(tiny.operands(), tiny.attributes(), threads)()  # the runtime's own memory
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     run = kernel(site.operands(), site.attributes(), threads)
     seconds = interleave({"run": run}, 5)["run"].best
-    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    added = peak_bytes() - before
     print(json.dumps({"length": length, "seconds": seconds, "peak_bytes": added}))
 
 
