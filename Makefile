@@ -40,6 +40,12 @@ types: setup ## Check types
 	MYPYPATH=$(TYPES) $(VENV)/bin/mypy --namespace-packages --explicit-package-bases \
 	  -p longspan.exporter -p longspan.plugins -p longspan.cli
 
+sanitize: setup ## Run the kernels on random problems under the address and undefined-behaviour sanitizers
+	$(VENV)/bin/cmake -G Ninja -S plugins -B build/sanitize -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) \
+	  -DLONGSPAN_LIBRARY=OFF -DLONGSPAN_TESTS=ON -DLONGSPAN_SANITIZE=address,undefined
+	$(VENV)/bin/cmake --build build/sanitize
+	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
+
 bench: setup ## Time the CPU kernels against their peers
 	$(PYTHON) benchmarks/cpu_attention.py
 

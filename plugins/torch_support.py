@@ -68,7 +68,8 @@ def node_translation(
         )
         # The exporter's evaluator records nodes and moves them into the graph afterwards; torch.onnx.ops.symbolic adds
         # its nodes in the same way.
-        evaluator.default().nodes.append(node)
+        recorder: Any = evaluator.default()
+        recorder.nodes.append(node)
         return node.outputs[0] if outputs == 1 else node.outputs
 
     translate.__name__ = f"{operator.domain}_{operator.name}_{outputs}"

@@ -169,7 +169,7 @@ def _cached(url: str, sha256: str, unpack: Callable[[bytes, Path], None]) -> Pat
     staging = Path(tempfile.mkdtemp(dir=cache.parent, prefix=".headers-"))
     try:
         unpack(content, staging)
-        os.replace(staging, cache)
+        staging.rename(cache)
     except OSError:
         # Another build unpacked the same files first: use those.
         if not cache.is_dir():

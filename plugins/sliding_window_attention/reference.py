@@ -1,6 +1,6 @@
 """Dense reference of SlidingWindowAttention, written from the definition alone.
 
-It forms every S_q x S_k score, key by key and rule by rule, and shares no code with any backend; use it for small sizes.
+It forms every S_q x S_k score, rule by rule, and shares no code with any backend; use it for small sizes.
 """
 
 from __future__ import annotations
