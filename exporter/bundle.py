@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BundleCorrupted, InvalidRequest
+from .errors import BundleCorrupted, ExportFailed, InvalidRequest
 from .manifest import Manifest, sha256_of
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 REPORTS_FOLDER = "reports"
+
+# Inside the hidden folder beside a bundle that is being written.
+_LOCK, _NEW, _OLD = "lock", "new", "old"
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,15 @@ def check_destination(out: Path, force: bool) -> None:
     """Refuse a destination before any work is done.
 
     Raises:
-        InvalidRequest: `out` is a file, holds something else than a bundle, or holds a bundle and `force` is off.
+        InvalidRequest: `out` is a file or a mount point, holds something else than a bundle, or holds a bundle and
+            `force` is off.
     """
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():
         raise InvalidRequest(f"{out}: is a file; allowed: a new folder, or with --force a bundle to replace")
+    if out.is_mount():
+        raise InvalidRequest(f"{out}: is a mount point, which cannot be replaced whole; choose a folder inside it")
     if not any(out.iterdir()):
         return
     if not (out / MANIFEST_FILE).is_file():
@@ -83,37 +90,129 @@ def check_destination(out: Path, force: bool) -> None:
         raise InvalidRequest(f"{out}: holds a bundle already; choose another folder, or replace it with --force")
 
 
-def write_bundle(out: Path, write_model: Callable[[Path], Manifest]) -> Bundle:
-    """Write a bundle into a temporary folder beside `out`, then put it in place.
+@dataclass(frozen=True)
+class Reservation:
+    """A destination that only this process writes to.
 
-    Args:
-        out: The bundle's folder; what stands there is replaced (see `check_destination`).
-        write_model: Writes the model's files into the folder it is given and returns the manifest, whose `files` are
-            filled in here.
-
-    Raises:
-        OSError: writing failed; `out` is as it was before.
+    Attributes:
+        out: The bundle's folder.
+        force: Whether a bundle that stands there may be replaced.
+        work: Folder on the same file system for what is not finished.
     """
-    with _staging(out) as staging:
-        manifest = write_model(staging)
-        files = {file.relative_to(staging).as_posix(): sha256_of(file) for file in sorted(staging.rglob("*"))}
-        manifest = dataclasses.replace(manifest, files=files)
-        (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        _sync(staging)
-        _put_in_place(staging, out)
-    return Bundle(out, manifest)
+
+    out: Path
+    force: bool
+    work: Path
+
+    def write(self, write_model: Callable[[Path], Manifest]) -> Bundle:
+        """Write a bundle beside `out`, then put it in place with a rename.
+
+        Args:
+            write_model: Writes the model's files into the folder it is given and returns the manifest, whose `files`
+                are filled in here.
+
+        Raises:
+            ExportFailed: writing failed; `out` is as it was before.
+            InvalidRequest: something has come to stand at `out` meanwhile.
+        """
+        staging = self.work / _NEW
+        try:
+            staging.mkdir()
+            manifest = write_model(staging)
+            files = {file.relative_to(staging).as_posix(): sha256_of(file) for file in sorted(staging.rglob("*"))}
+            manifest = dataclasses.replace(manifest, files=files)
+            (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+            _sync(staging)
+            check_destination(self.out, self.force)
+            _put_in_place(staging, Path(os.path.realpath(self.out)), self.work / _OLD)
+        except OSError as error:
+            raise _not_written(self.out, error) from error
+        return Bundle(self.out, manifest)
 
 
 @contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A new folder on the same file system as `out`, gone afterwards unless it was moved."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
-    staging.chmod(0o755)
+def reserved(out: Path, force: bool) -> Iterator[Reservation]:
+    """Keep `out` for one export, from before its work begins until it ends.
+
+    A hidden folder beside `out` holds what is not finished, and a lock that ends with its process, however that ends:
+    what a killed export left there is removed, or an old bundle that it had moved aside put back, by the next one.
+
+    Raises:
+        InvalidRequest: `out` cannot be replaced (see `check_destination`), or another export is writing to it.
+        ExportFailed: nothing can be written there.
+    """
+    check_destination(out, force)
+    target = Path(os.path.realpath(out))
+    work = target.parent / f".{target.name}.export"
+    created: list[Path] = []
     try:
-        yield staging
+        try:
+            created = _make_folders(target.parent)
+            lock = _lock(work, out)
+        except OSError as error:
+            raise _not_written(out, error) from error
+        try:
+            if (work / _OLD).exists() and not target.exists():
+                (work / _OLD).rename(target)
+            _clear(work)
+            check_destination(out, force)
+            yield Reservation(out, force, work)
+        finally:
+            _clear(work)
+            # Last, so that nobody who takes a new lock finds anything of this export.
+            (work / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                work.rmdir()
+            os.close(lock)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for folder in reversed(created):
+            # Fails, as it should, where a bundle was written.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Create `folder` and its parents; return those that were not there, outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _lock(work: Path, out: Path) -> int:
+    """Descriptor of the locked file in `work`; the lock lasts until it is closed.
+
+    Raises:
+        InvalidRequest: another process holds the lock.
+    """
+    while True:
+        work.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            # The export before this one has just removed its folder.
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The file may have been removed between opening and locking; a lock on it would then exclude nobody.
+            if os.path.samestat(os.fstat(descriptor), (work / _LOCK).stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InvalidRequest(
+                f"{out}: another export is writing there; wait until it has finished, or choose another folder"
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _clear(work: Path) -> None:
+    """Remove everything from `work` but the lock."""
+    for entry in (_NEW, _OLD):
+        shutil.rmtree(work / entry, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -124,17 +223,22 @@ def _sync(folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def _put_in_place(staging: Path, out: Path) -> None:
-    """Rename `staging` to `out`; an old bundle is moved aside first and put back if that fails."""
-    old = Path(tempfile.mkdtemp(dir=staging.parent, prefix=f".{out.name}-old-"))
+def _put_in_place(staging: Path, target: Path, old: Path) -> None:
+    """Rename `staging` to `target`; an old bundle is moved aside first and put back if that fails."""
+    if target.exists():
+        target.rename(old)
     try:
-        if out.exists():
-            out.rename(old / "bundle")
-        try:
-            staging.rename(out)
-        except OSError:
-            if (old / "bundle").exists():
-                (old / "bundle").rename(out)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        staging.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+
+
+def _not_written(out: Path, error: OSError) -> ExportFailed:
+    text = f"{out}: could not be written: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        parent = next(folder for folder in Path(os.path.realpath(out)).parents if folder.exists())
+        free = shutil.disk_usage(parent).free / 2**20
+        text += f" ({free:,.0f} MiB free); nothing is left of it; next step: make room, or choose another folder"
+    return ExportFailed(text)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bundle import MODEL_FILE, Bundle, check_destination, write_bundle
+from .bundle import MODEL_FILE, Bundle, Reservation, reserved
 from .conversion import UNCHANGED, Conversion
-from .errors import ExportFailed, NothingReplaced
+from .errors import NothingReplaced
 from .families import Family, find_family
 from .graph_io import name_dimensions, read_interface, save_model
 from .lowering import lower
@@ -137,11 +137,14 @@ def export(
         EnvironmentLacks: a package is missing.
     """
     request = SourceRequest(model) if isinstance(model, str) else model
-    destination = Path(out)
-    check_destination(destination, force)
-    rewritten = rewrite(request, conversion, progress)
+    with reserved(Path(out), force) as reservation:
+        rewritten = rewrite(request, conversion, progress)
+        progress("save")
+        return _write(reservation, rewritten, conversion)
+
+
+def _write(reservation: Reservation, rewritten: Rewritten, conversion: Conversion) -> Bundle:
     prepared, source, family = rewritten.prepared, rewritten.prepared.source, rewritten.prepared.family
-    progress("save")
     manifest = Manifest(
         source=source.record,
         conversion=conversion,
@@ -157,20 +160,14 @@ def export(
         versions=package_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    return _write(destination, manifest, rewritten.graph, source)
 
-
-def _write(destination: Path, manifest: Manifest, graph: ir.Model, source: Source) -> Bundle:
     def write_model(folder: Path) -> Manifest:
         file = folder / MODEL_FILE
-        save_model(graph, file)
+        save_model(rewritten.graph, file)
         inputs, outputs = read_interface(file, source.input_records)
         return dataclasses.replace(manifest, inputs=inputs, outputs=outputs)
 
-    try:
-        return write_bundle(destination, write_model)
-    except OSError as error:
-        raise ExportFailed(f"{destination}: could not be written: {error.strerror or error}") from error
+    return reservation.write(write_model)
 
 
 def _approximation(prepared: Prepared, conversion: Conversion) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from longspan.exporter.bundle import Bundle, check_destination, write_bundle
+from longspan.exporter.bundle import Bundle, check_destination, reserved
 from longspan.exporter.conversion import Conversion
-from longspan.exporter.errors import BundleCorrupted, InvalidRequest
+from longspan.exporter.errors import BundleCorrupted, ExportFailed, InvalidRequest
 from longspan.exporter.manifest import InputRecord, Manifest, OutputRecord, SourceRecord
 from longspan.exporter.sites import AttentionSite, Rung
 
@@ -39,6 +44,53 @@ def write(folder: Path) -> Manifest:
     return MANIFEST
 
 
+def write_bundle(out: Path, write_model: Callable[[Path], Manifest] = write) -> Bundle:
+    with reserved(out, force=True) as reservation:
+        return reservation.write(write_model)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+# Writes half a bundle to sys.argv[1], then dies at the point that sys.argv[2] names.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from longspan.exporter import bundle
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def write(folder):
+    (folder / "model.onnx").write_bytes(b"half")
+    if sys.argv[2] == "writing":
+        die()
+    return type("Manifest", (), {})
+
+bundle.dataclasses.replace = lambda manifest, files: type("M", (), {"to_json": lambda self: "{}"})()
+if sys.argv[2] == "renaming":
+    rename = Path.rename
+    Path.rename = lambda self, to: die() if self.name == "new" else rename(self, to)
+with bundle.reserved(Path(sys.argv[1]), force=True) as reservation:
+    reservation.write(write)
+"""
+
+
+def killed(out: Path, where: str) -> None:
+    code = subprocess.run([sys.executable, "-c", KILLED, str(out), where], check=False).returncode
+    assert code == -signal.SIGKILL
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """The system refuses to write any file beyond 64 KiB, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_manifest_survives_the_way_through_json() -> None:
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
 
@@ -50,40 +102,97 @@ def test_other_texts_are_no_manifest(text: str) -> None:
 
 
 def test_what_is_written_can_be_opened(tmp_path: Path) -> None:
-    written = write_bundle(tmp_path / "out", write)
+    written = write_bundle(tmp_path / "out")
     opened = Bundle.open(tmp_path / "out")
     assert opened == written
     assert dataclasses.replace(opened.manifest, files={}) == MANIFEST
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert names(tmp_path) == ["out"]
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing_not_even_the_folders_above(tmp_path: Path) -> None:
     def fail(folder: Path) -> Manifest:
         (folder / "model.onnx").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        write_bundle(tmp_path / "out", fail)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ExportFailed, match=r"No space left on device \([\d,]+ MiB free\)"):
+        write_bundle(tmp_path / "models" / "new" / "out", fail)
+    assert names(tmp_path) == []
 
 
-def test_a_failure_leaves_the_old_bundle(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "out", write)
+def test_a_full_disk_leaves_the_old_bundle(tmp_path: Path, small_disk: None) -> None:
+    def too_large(folder: Path) -> Manifest:
+        (folder / "model.onnx").write_bytes(bytes(1 << 17))
+        return MANIFEST
+
+    write_bundle(tmp_path / "out")
+    with pytest.raises(ExportFailed, match=r"File too large.*make room"):
+        write_bundle(tmp_path / "out", too_large)
+    assert Bundle.open(tmp_path / "out").model_path.read_bytes() == b"model"
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_interruption_leaves_the_old_bundle(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         write_bundle(tmp_path / "out", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert (Bundle.open(tmp_path / "out").path / "model.onnx").read_bytes() == b"model"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Bundle.open(tmp_path / "out").model_path.read_bytes() == b"model"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_killed_export_leaves_the_old_bundle_and_is_tidied_by_the_next(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "out")
+    killed(tmp_path / "out", "writing")
+    assert names(tmp_path) == [".out.export", "out"]
+    assert Bundle.open(tmp_path / "out").model_path.read_bytes() == b"model"
+    write_bundle(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_old_bundle_that_a_killed_export_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "out")
+    killed(tmp_path / "out", "renaming")
+    assert names(tmp_path) == [".out.export"]
+    with pytest.raises(InvalidRequest, match="--force"), reserved(tmp_path / "out", force=False):
+        pytest.fail("the old bundle was not put back before the destination was judged")
+    assert names(tmp_path) == ["out"]
+    assert Bundle.open(tmp_path / "out").model_path.read_bytes() == b"model"
+
+
+def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path: Path) -> None:
+    with reserved(tmp_path / "out", force=False) as first:
+        with pytest.raises(InvalidRequest, match="another export is writing there"):
+            write_bundle(tmp_path / "out")
+        first.write(write)
+    assert names(tmp_path) == ["out"]
+    write_bundle(tmp_path / "out")
+
+
+def test_what_came_to_stand_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with reserved(tmp_path / "out", force=True) as reservation:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        with pytest.raises(InvalidRequest, match="would be lost"):
+            reservation.write(write)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
 def test_a_new_bundle_replaces_the_old_one_whole(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "out", write)
+    write_bundle(tmp_path / "out")
     (tmp_path / "out" / "reports").mkdir()
-    write_bundle(tmp_path / "out", write)
+    write_bundle(tmp_path / "out")
     assert not (tmp_path / "out" / "reports").exists()
 
 
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "reports").mkdir()
+    write_bundle(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and not (tmp_path / "real" / "reports").exists()
+
+
 def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "out", write)
+    write_bundle(tmp_path / "out")
     (tmp_path / "out" / "model.onnx").write_bytes(b"other")
     with pytest.raises(BundleCorrupted, match=r"model\.onnx: differs"):
         Bundle.open(tmp_path / "out")
@@ -100,7 +209,9 @@ def test_destinations_that_would_lose_something_are_refused(tmp_path: Path) -> N
         check_destination(tmp_path, force=True)
     with pytest.raises(InvalidRequest, match="is a file"):
         check_destination(tmp_path / "notes.txt", force=True)
-    write_bundle(tmp_path / "out", write)
+    with pytest.raises(InvalidRequest, match="mount point"):
+        check_destination(Path("/proc"), force=True)
+    write_bundle(tmp_path / "out")
     with pytest.raises(InvalidRequest, match="--force"):
         check_destination(tmp_path / "out", force=False)
     check_destination(tmp_path / "out", force=True)
