@@ -25,3 +25,16 @@ def exit_code(error: BaseException) -> int | None:
         (errors.ExporterError, EXPORT_FAILED),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), None)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code of any error, and what to tell the user about it."""
+    code = exit_code(error)
+    if code is not None:
+        return code, f"error: {error}"
+    if isinstance(error, MemoryError):
+        return EXPORT_FAILED, "error: out of memory; next step: a shorter length, a smaller batch, or more memory"
+    if isinstance(error, OSError) and error.filename is not None:
+        return EXPORT_FAILED, f"error: {error.filename}: {error.strerror}"
+    name = f"{type(error).__name__}: {error}".rstrip(": ")
+    return EXPORT_FAILED, f"internal error: {name}; this is a bug in longspan: run again with --debug and report it"

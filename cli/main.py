@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
+import traceback
 from typing import Any
 
 import click
 
-from .errors import exit_code
+from .errors import INTERRUPTED, explain
 
 _COMMANDS = {
     "export": "Trace a model, replace its attention, write a bundle.",
@@ -43,8 +45,8 @@ class _LazyGroup(click.Group):
 def cli(ctx: click.Context, debug: bool) -> None:
     """Export long-context models with sparse attention to ONNX, prove them equal, and time them.
 
-    Exit codes: 0 pass, 1 a threshold failed, 2 usage, 3 export or build failed, 4 the environment lacks something,
-    5 the fallback ran where a kernel was required, 130 interrupted.
+    Exit codes: 0 pass, 1 a threshold failed, 2 usage, 3 export or build failed, or a bug in longspan, 4 the environment
+    lacks something, 5 the fallback ran where a kernel was required, 130 interrupted.
     """
     ctx.obj = {"debug": debug}
 
@@ -55,23 +57,33 @@ def main() -> None:
     debug = "--debug" in arguments
     # --debug may stand anywhere, also behind the command that failed.
     arguments = (["--debug"] if debug else []) + [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows a question mark; it is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(arguments, debug))
 
 
 def run(arguments: list[str], debug: bool = False) -> int:
-    """Run `arguments` and return the exit code; errors become one line on stderr unless `debug`."""
+    """Run `arguments` and return the exit code; an error becomes one line on stderr, with `debug` after a traceback."""
     try:
         result: Any = cli.main(arguments, prog_name="longspan", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("longspan: interrupted", err=True)
-        return 130
+        return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        advice = f"; next step: {context.command_path} --help" if context is not None else ""
+        click.echo(f"longspan: error: {_one_line(error.format_message()).rstrip('.')}{advice}", err=True)
         return error.exit_code
     except Exception as error:
-        code = exit_code(error)
-        if debug or code is None:
-            raise
-        click.echo(f"longspan: error: {error}", err=True)
+        if debug:
+            traceback.print_exc()
+        code, text = explain(error)
+        click.echo(f"longspan: {_one_line(text)}", err=True)
         return code
     return result if isinstance(result, int) else 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

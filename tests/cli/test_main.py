@@ -85,13 +85,38 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     out = tmp_path / "out"
     assert run([argument.format(config=config, out=out) for argument in arguments]) == code
     printed = capsys.readouterr()
-    assert words in printed.err and "Traceback" not in printed.err
+    assert words in printed.err and printed.err.startswith("longspan: error: ") and printed.err.count("\n") == 1
     assert not out.exists()
 
 
-def test_debug_shows_the_traceback() -> None:
-    with pytest.raises(errors.InvalidRequest):
-        run(["export", "nowhere/at/all", "out"], debug=True)
+def test_debug_shows_the_traceback_and_changes_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "nowhere"], debug=True) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "longspan: error: nowhere: no such folder; next step: longspan export MODEL nowhere"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("two\nlines"),
+            "longspan: internal error: RuntimeError: two lines; this is a bug in longspan: run again with --debug and "
+            "report it",
+        ),
+        (PermissionError(13, "Permission denied", "model.onnx"), "longspan: error: model.onnx: Permission denied"),
+        (MemoryError(), "longspan: error: out of memory; next step: a shorter length, a smaller batch, or more memory"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_and_exit_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("longspan.exporter.environment.examine", fail)
+    assert run(["doctor"]) == exit_codes.EXPORT_FAILED
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
