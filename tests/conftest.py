@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,12 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LibraryMissing("liblongspan_ort.so is not installed")
 
     monkeypatch.setattr("longspan.exporter.parity.runners.ort_library_path", missing)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """The system refuses to write any file beyond 64 KiB, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import Source, SourceRequest
+from .weights import refuse_non_finite
 
 __all__ = ["Source", "SourceRequest", "load_source"]
 
@@ -15,8 +16,14 @@ def load_source(request: SourceRequest) -> Source:
     Raises:
         InvalidRequest: the location does not exist, is of no known kind, or the options do not fit it.
         EnvironmentLacks: a package that this kind of model needs is not installed.
-        ExportFailed: the model exists and cannot be loaded.
+        ExportFailed: the model exists and cannot be loaded, or its weights are not finite.
     """
+    source = _load(request)
+    refuse_non_finite(request.location, source.model)
+    return source
+
+
+def _load(request: SourceRequest) -> Source:
     location = request.location
     if Path(location).suffix == ".pt2":
         from .program import load_program

@@ -42,6 +42,7 @@ def load_huggingface(request: SourceRequest) -> Source:
         EnvironmentLacks: transformers is not installed, or the hub cannot be reached.
         ExportFailed: transformers cannot load it.
     """
+    folder = _locate(request)
     try:
         import transformers
     except ImportError as error:
@@ -50,13 +51,12 @@ def load_huggingface(request: SourceRequest) -> Source:
         ) from error
     import torch
 
-    folder = _locate(request)
     torch.manual_seed(request.seed)
     with _quiet(transformers):
         config = _load_config(request)
         if request.random_weights:
             shrink(config)
-            model = _model_class(transformers, config, request)._from_config(config, dtype=torch.float32)
+            model = _drawn(transformers, config, request)
         else:
             model = _pretrained(transformers, config, request, folder)
     model = model.eval()
@@ -106,6 +106,8 @@ def _locate(request: SourceRequest) -> Path | None:
     path = Path(request.location)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "manifest.json").is_file():
+                raise InvalidRequest(f"{path}: is a bundle already; next step: longspan check {path}")
             raise InvalidRequest(f"{path}: has no config.json; give a folder that save_pretrained wrote")
         if not request.random_weights and not request.allow_pickle and not list(path.glob("*.safetensors")):
             pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED_SUFFIXES)
@@ -136,7 +138,7 @@ def _load_config(request: SourceRequest) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             request.location, trust_remote_code=request.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever transformers, or the validators that it calls, think of the file
         raise _load_error(request, error) from error
     return config
 
@@ -154,20 +156,42 @@ def _model_class(transformers: Any, config: PretrainedConfig, request: SourceReq
     return transformers.AutoModel
 
 
+def _drawn(transformers: Any, config: PretrainedConfig, request: SourceRequest) -> PreTrainedModel:
+    """The model of a configuration, with random weights."""
+    import torch
+
+    model_class = _model_class(transformers, config, request)
+    try:
+        model: PreTrainedModel = model_class._from_config(config, dtype=torch.float32)
+    except Exception as error:  # sizes that contradict each other fail anywhere in the model's own code
+        raise _load_error(request, error) from error
+    return model
+
+
 def _pretrained(transformers: Any, config: Any, request: SourceRequest, folder: Path | None) -> PreTrainedModel:
     import torch
 
+    model_class = _model_class(transformers, config, request)
     try:
-        model, loading = _model_class(transformers, config, request).from_pretrained(
+        model, loading = model_class.from_pretrained(
             folder or request.location,
             config=config,
             dtype=torch.float32,
             trust_remote_code=request.trust_remote_code,
             use_safetensors=None if request.allow_pickle else True,
             output_loading_info=True,
+            # Collected and refused below: transformers itself would say which only in its log.
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _load_error(request, error) from error
+    except Exception as error:  # the model's own code, its configuration, a damaged file
+        raise _damaged_weights(folder) or _load_error(request, error) from error
+    mismatched = sorted(loading["mismatched_keys"])
+    if mismatched:
+        name, saved, wanted = mismatched[0]
+        raise ExportFailed(
+            f"{request.location}: config.json does not fit the weights: {name} has shape {list(saved)}, the "
+            f"configuration wants {list(wanted)} ({len(mismatched)} such weights)"
+        )
     # Weights of a head that the checkpoint lacks are drawn by transformers; refuse rather than export noise, but let
     # the pooler pass, which sentence encoders are saved without and which leaves the other outputs right.
     missing = sorted(name for name in loading["missing_keys"] if "pooler." not in name)
@@ -179,13 +203,26 @@ def _pretrained(transformers: Any, config: Any, request: SourceRequest, folder: 
     return model  # type: ignore[no-any-return]
 
 
+def _damaged_weights(folder: Path | None) -> ExportFailed | None:
+    """The error of a folder in which a file of weights is damaged; None where all of them can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")) if folder is not None else ():
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return ExportFailed(f"{file}: is truncated or damaged ({error}); next step: download or save it again")
+    return None
+
+
 def _load_error(request: SourceRequest, error: Exception) -> Exception:
     text = str(error)
     if "trust_remote_code" in text:
         return InvalidRequest(
             f"{request.location}: comes with Python code of its own; if you trust it, add --trust-remote-code"
         )
-    first_line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    first_line = " ".join(text.split("\n\n")[0].split()) or type(error).__name__
     if not Path(request.location).exists() and isinstance(error, OSError):
         return EnvironmentLacks(
             f"{request.location}: no such folder, and the hub did not give it ({first_line}); next step: check the "

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,15 +79,6 @@ with bundle.reserved(Path(sys.argv[1]), force=True) as reservation:
 def killed(out: Path, where: str) -> None:
     code = subprocess.run([sys.executable, "-c", KILLED, str(out), where], check=False).returncode
     assert code == -signal.SIGKILL
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """The system refuses to write any file beyond 64 KiB, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_manifest_survives_the_way_through_json() -> None:
