@@ -23,7 +23,7 @@ def command(model: str, out: Path, force: bool, **options: object) -> int:
     """
     conversion = conversion_from(options)
     from ..exporter import export
-    from .sites_table import lowering_lines, sites_table
+    from .sites_table import lowering_lines, sites_table, standard_lines
     from .terminal import console, progress
 
     with progress("export") as stage:
@@ -31,7 +31,7 @@ def command(model: str, out: Path, force: bool, **options: object) -> int:
     manifest = bundle.manifest
     terminal = console()
     terminal.print(sites_table(manifest.sites))
-    terminal.print("\n".join(lowering_lines(manifest.sites)))
+    terminal.print("\n".join([*lowering_lines(manifest.sites), *standard_lines(manifest.standard_sites)]))
     limit = f"up to {manifest.max_length:,} tokens" if manifest.max_length else "any length"
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 2**20
     terminal.print(f"{bundle.path}: {len(manifest.sites)} sites replaced, {limit}, {size:,.1f} MiB")

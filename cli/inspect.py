@@ -20,7 +20,7 @@ def command(target: str, length: int, as_json: bool, **options: object) -> int:
     """List the attention sites of a bundle, or those that exporting MODEL would replace."""
     conversion = conversion_from(options)
     from ..exporter import inspect
-    from .sites_table import lowering_lines, sites_table
+    from .sites_table import lowering_lines, sites_table, standard_lines
     from .terminal import console, progress
 
     with progress("inspect") as stage:
@@ -32,6 +32,7 @@ def command(target: str, length: int, as_json: bool, **options: object) -> int:
     terminal = console()
     densities = [report.density for report in inspection.sites]
     terminal.print(sites_table([report.site for report in inspection.sites], densities))
-    terminal.print("\n".join(lowering_lines([report.site for report in inspection.sites])))
+    lowering = lowering_lines([report.site for report in inspection.sites])
+    terminal.print("\n".join([*lowering, *standard_lines(inspection.standard)]))
     terminal.print(f"{len(inspection.sites)} sites; density = scored pairs over all pairs at {length:,} tokens")
     return 0

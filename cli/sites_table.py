@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..exporter.sites import AttentionSite
+    from ..exporter.sites import AttentionSite, StandardSite
 
 # Optional inputs in the words of a reader who does not know the operator; three projections are one feature.
 _FEATURES = {
@@ -52,3 +52,11 @@ def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
             lines.append(f"{count} sites:")
         lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]  # type: ignore[attr-defined]
     return lines
+
+
+def standard_lines(standard: Sequence[StandardSite]) -> list[str]:
+    """Attention that stays standard, once for each reason, with the layers it holds for."""
+    layers: dict[str, list[str]] = {}
+    for site in standard:
+        layers.setdefault(site.reason, []).append(site.layer)
+    return [f"not replaced: {', '.join(names)}: {reason}" for reason, names in layers.items()]

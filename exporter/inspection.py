@@ -10,7 +10,7 @@ from ..plugins.sliding_window_attention.definition import Attributes, Shapes, co
 from .bundle import MANIFEST_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest
-from .sites import AttentionSite
+from .sites import AttentionSite, StandardSite
 from .sources import SourceRequest
 
 
@@ -35,11 +35,13 @@ class Inspection:
         target: What was inspected.
         length: Tokens that the densities are for.
         sites: One report per site, in graph order.
+        standard: Attention that stays as the stock exporter makes it.
     """
 
     target: str
     length: int
     sites: tuple[SiteReport, ...]
+    standard: tuple[StandardSite, ...] = ()
 
 
 def inspect(
@@ -64,12 +66,15 @@ def inspect(
         raise InvalidRequest(f"length {length}: must be 1 or more")
     request = target if isinstance(target, SourceRequest) else SourceRequest(os.fspath(target))
     if (Path(request.location) / MANIFEST_FILE).is_file():
-        sites = Bundle.open(request.location).manifest.sites
+        manifest = Bundle.open(request.location).manifest
+        sites, standard = manifest.sites, manifest.standard_sites
     else:
         from .pipeline import rewrite
 
-        sites = rewrite(request, conversion).sites
-    return Inspection(request.location, length, tuple(SiteReport(site, _density(site, length)) for site in sites))
+        rewritten = rewrite(request, conversion)
+        sites, standard = rewritten.sites, rewritten.standard
+    reports = tuple(SiteReport(site, _density(site, length)) for site in sites)
+    return Inspection(request.location, length, reports, standard)
 
 
 def _density(site: AttentionSite, length: int) -> float | None:

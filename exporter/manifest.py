@@ -11,7 +11,7 @@ from typing import Any
 
 from .conversion import Conversion
 from .errors import BundleCorrupted
-from .sites import AttentionSite, Rung
+from .sites import AttentionSite, Rung, StandardSite
 
 SCHEMA_VERSION = 1
 
@@ -91,6 +91,7 @@ class Manifest:
         opset: Opset of the default domain.
         versions: Versions of the packages that took part.
         created: UTC time, ISO 8601.
+        standard_sites: Attention that was seen and stays as the stock exporter makes it.
         files: SHA-256 of each file of the bundle but this one.
         schema_version: Version of this record.
     """
@@ -108,6 +109,7 @@ class Manifest:
     opset: int
     versions: dict[str, str]
     created: str
+    standard_sites: tuple[StandardSite, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -134,6 +136,7 @@ class Manifest:
             data["inputs"] = tuple(InputRecord(**_tuples(record, "shape")) for record in data["inputs"])
             data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
             data["sites"] = tuple(_site(record) for record in data["sites"])
+            data["standard_sites"] = tuple(StandardSite(**record) for record in data.get("standard_sites", ()))
             return cls(**data)
         except (ValueError, KeyError, TypeError) as error:
             raise BundleCorrupted(f"manifest.json is not a Longspan manifest: {error!r}") from error

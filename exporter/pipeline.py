@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from .bundle import MODEL_FILE, Bundle, Reservation, reserved
 from .conversion import UNCHANGED, Conversion
-from .errors import NothingReplaced
+from .errors import InvalidRequest, NothingReplaced
 from .families import Family, find_family
 from .graph_io import name_dimensions, read_interface, save_model
 from .lowering import lower
 from .manifest import Manifest
-from .sites import AttentionSite, find_sites
+from .sites import AttentionSite, StandardSite, find_sites
 from .sources import Source, SourceRequest, load_source
 
 if TYPE_CHECKING:
@@ -77,11 +77,13 @@ class Rewritten:
         prepared: What was traced.
         graph: The ONNX graph with function bodies attached.
         sites: Its attention sites.
+        standard: Attention that stays as the stock exporter makes it.
     """
 
     prepared: Prepared
     graph: ir.Model
     sites: tuple[AttentionSite, ...]
+    standard: tuple[StandardSite, ...]
 
 
 def rewrite(request: SourceRequest, conversion: Conversion, progress: Progress = lambda stage: None) -> Rewritten:
@@ -99,6 +101,11 @@ def rewrite(request: SourceRequest, conversion: Conversion, progress: Progress =
     progress("load")
     prepared = prepare(request, conversion)
     source, family = prepared.source, prepared.family
+    if conversion.window is not None and family is not None and family.name == "declared-windows":
+        raise InvalidRequest(
+            f"--window: {source.record.model_class} declares windows of its own, and --window would leave them as they "
+            "are; next step: export it without --window"
+        )
     if conversion.window is not None and (family is None or family.name != "windowed-encoder"):
         raise NothingReplaced(
             f"--window: {source.record.model_class} has no dense self-attention that a window can replace; allowed: "
@@ -110,8 +117,9 @@ def rewrite(request: SourceRequest, conversion: Conversion, progress: Progress =
     name_dimensions(graph)
     recognised_by = f"family {family.name}" if family is not None else "longspan operator in the model"
     sites = tuple(lower(site) for site in find_sites(graph, recognised_by))
+    standard = family.standard(source.model, conversion) if family is not None else ()  # type: ignore[arg-type]
     attach_function_bodies(graph)
-    return Rewritten(prepared, graph, sites)
+    return Rewritten(prepared, graph, sites, standard)
 
 
 def export(
@@ -156,6 +164,7 @@ def _write(reservation: Reservation, rewritten: Rewritten, conversion: Conversio
         inputs=(),
         outputs=(),
         sites=rewritten.sites,
+        standard_sites=rewritten.standard,
         opset=rewritten.graph.graph.opset_imports[""],
         versions=package_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -83,6 +83,19 @@ class AttentionSite:
         return -1 if min(sides) < 0 else max(sides) * max(self.attributes.get("dilation", [1]))
 
 
+@dataclass(frozen=True)
+class StandardSite:
+    """One attention that stays as the stock exporter makes it.
+
+    Attributes:
+        layer: Name of the PyTorch module.
+        reason: Why it is not replaced, e.g. ``"full attention: every query sees all keys up to its own"``.
+    """
+
+    layer: str
+    reason: str
+
+
 def longspan_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Nodes of the ``longspan`` domain in the main graph, in graph order."""
     return (node for node in model.graph if node.domain == DOMAIN)

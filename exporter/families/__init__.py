@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base import Family
+from .declared_windows import DECLARED_WINDOWS
 from .longformer import LONGFORMER
 from .windowed_encoder import WINDOWED_ENCODER
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
 
-FAMILIES: tuple[Family, ...] = (LONGFORMER, WINDOWED_ENCODER)
+FAMILIES: tuple[Family, ...] = (LONGFORMER, DECLARED_WINDOWS, WINDOWED_ENCODER)
 """Every adapter; the first that finds a site in a model is used."""
 
 __all__ = ["FAMILIES", "Family", "family_by_name", "find_family"]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..conversion import Conversion
+    from ..sites import StandardSite
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Family:
             tracing alike. Patches live as long as the context.
         faithful: Whether the intercepted model computes what the original does. Where not, the difference is the
             approximation error, and `reason` says where it comes from.
+        reason: Where the approximation error comes from.
+        standard: Attention that the adapter saw and leaves as it is.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Family:
     intercept: Callable[[nn.Module, Conversion], contextlib.AbstractContextManager[None]]
     faithful: Callable[[nn.Module, Conversion], bool]
     reason: str
+    standard: Callable[[nn.Module, Conversion], tuple[StandardSite, ...]] = lambda model, conversion: ()
 
 
 @contextlib.contextmanager

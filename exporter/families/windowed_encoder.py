@@ -8,10 +8,10 @@ original: exactly where the window holds the whole text, less well beyond.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExportFailed
+from .attention_interface import banded_attention, interface
 from .base import Family
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..conversion import Conversion
-
-_INTERFACE = "longspan_window"
 
 
 def _sites(model: nn.Module, conversion: Conversion) -> list[str]:
@@ -37,11 +35,12 @@ def _sites(model: nn.Module, conversion: Conversion) -> list[str]:
     ]
 
 
-@contextlib.contextmanager
-def _intercept(model: Any, conversion: Conversion) -> Iterator[None]:
-    from transformers import AttentionInterface, AttentionMaskInterface
+def _intercept(model: nn.Module, conversion: Conversion) -> contextlib.AbstractContextManager[None]:
+    assert conversion.window is not None
+    half, global_tokens = conversion.window // 2, conversion.global_tokens
 
-    def attention(
+    def attend(
+        stock: Callable[..., Any],
         module: nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -50,59 +49,28 @@ def _intercept(model: Any, conversion: Conversion) -> Iterator[None]:
         scaling: float | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        return _windowed_attention(query, key, value, attention_mask, scaling, conversion), None
+        output = banded_attention(
+            query,
+            key,
+            value,
+            padding=attention_mask,
+            left=half,
+            right=half,
+            scaling=scaling,
+            global_mask=_first_tokens(query, global_tokens) if global_tokens else None,
+        )
+        return output, None
 
-    AttentionInterface.register(_INTERFACE, attention)
-    # Both interfaces: with the attention alone the mask would arrive as None and padding would be lost silently.
-    AttentionMaskInterface.register(_INTERFACE, lambda *_, attention_mask=None, **__: attention_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_INTERFACE)
-    try:
-        if model.config._attn_implementation != _INTERFACE:
-            raise ExportFailed(
-                f"{type(model).__name__} does not take its attention from the transformers attention interface, so "
-                "--window cannot be applied; allowed: encoders that do (BERT, RoBERTa, ELECTRA, …)"
-            )
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    # The mask stays what it came as: (B, S), True = attend.
+    return interface(model, attend, lambda stock, *, attention_mask, **_: attention_mask)
 
 
-def _windowed_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    conversion: Conversion,
-) -> torch.Tensor:
-    """(B, H, S, D) in, (B, S, H, D) out, as the interface wants; attention_mask is (B, S), True = attend."""
+def _first_tokens(query: torch.Tensor, count: int) -> torch.Tensor:
+    """Mark the first `count` tokens of each row: bool (B, S)."""
     import torch
 
-    from ...plugins.sliding_window_attention.torch_op import sliding_window_attention
-
-    assert conversion.window is not None
-    heads, size = query.shape[1], query.shape[3]
     batch, length = query.shape[0], query.shape[2]
-    global_mask = None
-    if conversion.global_tokens:
-        first = torch.arange(length, device=query.device) < conversion.global_tokens
-        global_mask = first[None, :].expand(batch, length)
-    # The 3-D layout cancels the transposes that the model made around its attention.
-    query, key, value = (tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value))
-    output = sliding_window_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        global_mask=global_mask,
-        left_window_size=conversion.window // 2,
-        right_window_size=conversion.window // 2,
-        scale=size**-0.5 if scaling is None else scaling,
-        q_num_heads=heads,
-        kv_num_heads=heads,
-    )
-    return output.reshape(batch, length, heads, size)
+    return (torch.arange(length, device=query.device) < count)[None, :].expand(batch, length)
 
 
 WINDOWED_ENCODER = Family(

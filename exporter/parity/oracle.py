@@ -8,6 +8,7 @@ float32 runtime. So those casts are raised to float64 as well, at the dispatcher
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,14 @@ class _Promote(TorchDispatchMode):
 
 def _promoted(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _LOW else value
+
+
+def float64_copy(model: torch.nn.Module) -> Any:
+    """A copy of a model in float64; its experts, where it has some, run as a loop, which takes every type."""
+    double = copy.deepcopy(model).double()
+    if getattr(double, "_can_set_experts_implementation", lambda: False)():
+        double.set_experts_implementation("eager")  # type: ignore[operator]
+    return double
 
 
 @contextlib.contextmanager
