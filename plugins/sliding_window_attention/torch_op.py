@@ -33,7 +33,7 @@ def _run(*inputs: torch.Tensor | None, **keywords: Any) -> tuple[torch.Tensor, t
 
 
 def _fake(*inputs: torch.Tensor | None, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shapes of (Y, lse). Sizes are only multiplied and divided, never compared, so none is specialised."""
+    """Shapes of (Y, lse). Sizes that vary are only multiplied and divided, never compared, so none is specialised."""
     operands, attributes = _split(inputs, keywords)
     q, v = operands.q, operands.v
     if q.dim() not in (3, 4) or not q.dim() == operands.k.dim() == v.dim():
@@ -47,6 +47,10 @@ def _fake(*inputs: torch.Tensor | None, **keywords: Any) -> tuple[torch.Tensor, 
     heads, kv_heads = attributes.q_num_heads, attributes.kv_num_heads
     if heads < 1 or kv_heads < 1:
         raise InvalidOperands("3-D inputs need q_num_heads and kv_num_heads of 1 or more")
+    for name, tensor, count in (("Q", q, heads), ("K", operands.k, kv_heads), ("V", v, kv_heads)):
+        channels = tensor.shape[2]
+        if isinstance(channels, int) and channels % count:
+            raise InvalidOperands(f"{name} has {channels} channels, which {count} heads do not divide")
     y = q.new_empty((q.shape[0], q.shape[1], heads * (v.shape[2] // kv_heads)))
     return y, q.new_empty((q.shape[0], heads, q.shape[1]), dtype=accumulate)
 
