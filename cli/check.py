@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from .errors import PASS, THRESHOLD_FAILED
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from ..exporter.parity import CaseReport, CheckReport, PathReport
@@ -42,34 +44,108 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--original-max-length", type=int, metavar="N", help="Run the original model up to N tokens (8192).")
 @click.option("--require-kernel", is_flag=True, help="Fail with code 5 where the function body runs instead.")
 @click.option(
+    "--sites/--no-sites", default=None, help="Compare every attention site in one case (default: where a path fails)."
+)
+@click.option(
+    "--judge", "judge_only", is_flag=True, help="Run nothing: judge the last report (or the file BUNDLE) again."
+)
+@click.option(
     "--json", "json_file", metavar="FILE", help="Also write the report to FILE; - prints it and nothing else."
 )
-def command(bundle: Path, json_file: str | None, **options: Any) -> int:
+@click.option("--junit", "junit_file", metavar="FILE", help="Also write the JUnit XML to FILE.")
+@click.option("--html", "html_file", metavar="FILE", help="Also write the page to FILE.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    bundle: Path,
+    judge_only: bool,
+    json_file: str | None,
+    junit_file: str | None,
+    html_file: str | None,
+    **options: Any,
+) -> int:
     """Prove that BUNDLE computes what its model does.
 
     The model runs in torch, in float64, with its own attention and with the exported pattern; the bundle runs in ONNX
     Runtime by the longspan kernel and by the function body. Lengths stand around each window of the model, because a
     window that holds the whole text computes the same as dense attention. Tolerances are derived from the float64 run.
 
-    The report is kept in BUNDLE/reports/check.json.
+    The report is kept in BUNDLE/reports: check.json, check.junit.xml and check.html. With --judge it is judged again
+    under other tolerances, exactly, and nothing in BUNDLE changes.
     """
-    from ..exporter import check
     from ..exporter.errors import InvalidRequest
-    from ..exporter.parity.report import REPORT_FILE
-    from .terminal import console, progress
+    from ..exporter.parity.publish import JUNIT_FILE
+    from ..exporter.parity.saved import REPORT_FILE
+    from .terminal import console
+
+    for option, file in (("--json", json_file), ("--junit", junit_file), ("--html", html_file)):
+        if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
+            raise InvalidRequest(f"{option} {file}: its folder does not exist")
+    report, origin = _judged(ctx, bundle, options) if judge_only else _checked(bundle, options)
+    _copies(report, json_file, junit_file, html_file)
+    if json_file == "-":
+        from ..exporter.parity.saved import to_json
+
+        click.echo(to_json(report), nl=False)
+    else:
+        print_report(report, console())
+        beside = "" if judge_only else f", with {REPORT_FILE} and {JUNIT_FILE} beside it"
+        console().print(f"report: {origin}{beside}", soft_wrap=True)
+    return PASS if report.passed else THRESHOLD_FAILED
+
+
+def _checked(bundle: Path, options: dict[str, Any]) -> tuple[CheckReport, Path]:
+    """Run the check; and where its reports are."""
+    from ..exporter import check
+    from ..exporter.parity.publish import PAGE_FILE
+    from .terminal import progress
 
     with progress("check") as stage:
         given = {name: value for name, value in options.items() if value is not None}
-        report = check(bundle, progress=stage, **given)
+        return check(bundle, progress=stage, **given), bundle / "reports" / PAGE_FILE
+
+
+def _judged(ctx: click.Context, bundle: Path, options: dict[str, Any]) -> tuple[CheckReport, Path]:
+    """Judge a saved check again; neither torch nor ONNX Runtime is imported."""
+    from ..exporter.errors import FallbackRan, InvalidRequest
+    from ..exporter.parity import Overrides, judge
+    from ..exporter.parity.saved import load_for
+
+    useless = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name in options
+        and parameter.name not in ("rtol", "atol", "require_kernel")
+        and ctx.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
+    ]
+    if useless:
+        raise InvalidRequest(f"--judge runs nothing, so {', '.join(useless)} would have no effect; leave it out")
+    report, file = load_for(bundle)
+    report = judge(report, Overrides.parse(options["rtol"], options["atol"]))
+    others = [f"{node}: {ran}" for path in report.paths[:1] for node, ran in path.sites.items() if ran != path.name]
+    if options["require_kernel"] and (others or not report.paths[0].ran):
+        raise FallbackRan(f"{file}: --require-kernel: {report.paths[0].reason or ', '.join(others)}")
+    return report, file
+
+
+def _copies(report: CheckReport, json_file: str | None, junit_file: str | None, html_file: str | None) -> None:
+    """Write the report where the user wants it besides."""
+    from ..exporter.parity.junit import to_junit
+    from ..exporter.parity.saved import to_json
+    from ..exporter.reports.files import write_copy
+
     if json_file not in (None, "-"):
-        try:
-            Path(json_file).write_text(report.to_json(), encoding="utf-8")
-        except OSError as error:
-            raise InvalidRequest(f"--json {json_file}: cannot be written: {error.strerror}") from error
-    if json_file == "-":
-        click.echo(report.to_json(), nl=False)
-        return PASS if report.passed else THRESHOLD_FAILED
-    terminal = console()
+        write_copy(to_json(report), str(json_file), "--json")
+    if junit_file is not None:
+        write_copy(to_junit(report), junit_file, "--junit")
+    if html_file is not None:
+        from ..exporter.reports.check_page import check_page
+
+        write_copy(check_page(report), html_file, "--html")
+
+
+def print_report(report: CheckReport, terminal: Console) -> None:
+    """Print the cases, what each path did, the smallest tolerances and the verdict."""
     terminal.print(_lowering_table(report))
     terminal.print()
     for line in _lowering_lines(report):
@@ -78,10 +154,58 @@ def command(bundle: Path, json_file: str | None, **options: Any) -> int:
     if not report.faithful and any(_approximation(case) for case in report.cases):
         terminal.print(_approximation_table(report))
         terminal.print()
-    for line in [*_approximation_lines(report), *_scope_lines(report), *_verdict(report)]:
+    for line in [*_approximation_lines(report), *_scope_lines(report)]:
         terminal.print(line, soft_wrap=True)
-    terminal.print(f"report: {bundle / 'reports' / REPORT_FILE}", soft_wrap=True)
-    return PASS if report.passed else THRESHOLD_FAILED
+    if any(case.outputs for case in report.cases):
+        terminal.print()
+        terminal.print(_minimum_table(report))
+    if report.site_comparison is not None and report.site_comparison.outputs:
+        terminal.print()
+        terminal.print(_sites_table(report))
+    terminal.print()
+    for line in _verdict(report):
+        terminal.print(line, soft_wrap=True)
+
+
+def _minimum_table(report: CheckReport) -> Table:
+    """The smallest tolerances that would pass in every case."""
+    from rich.table import Table
+
+    from ..exporter.parity import minimum_tolerances
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Smallest tolerances that would pass")
+    for title in ("output", "by", "--atol alone", "--rtol alone", "both equal"):
+        table.add_column(title)
+    for least in minimum_tolerances(report):
+        values = (_tolerance(value) for value in (least.atol, least.rtol, least.common))
+        table.add_row(least.output, least.path, *values)
+    return table
+
+
+def _tolerance(value: float) -> str:
+    """Rounded up, so that what is printed passes."""
+    if math.isinf(value):
+        return "none"
+    text = f"{value:.2e}"
+    return text if float(text) >= value else f"{value * 1.005:.2e}"
+
+
+def _sites_table(report: CheckReport) -> Table:
+    """One row per site: its error by each path, and what is allowed."""
+    from rich.table import Table
+
+    comparison = report.site_comparison
+    assert comparison is not None
+    paths = [path.name for path in report.paths if path.ran]
+    table = Table(box=None, pad_edge=False, header_style="bold", title=f"Every site at {comparison.case}")
+    for title in ("site", "pattern", *paths, "allowed"):
+        table.add_column(title)
+    for output in comparison.outputs:
+        site = report.site(output.name)
+        cells = [_cell(output.lowering[path]) if path in output.lowering else "not run" for path in paths]
+        allowed = {f"{judged.tolerance:.1e}" for judged in output.lowering.values()}
+        table.add_row(site.layer or site.node, site.pattern, *cells, *allowed)
+    return table
 
 
 def _lowering_table(report: CheckReport) -> Table:
@@ -209,11 +333,16 @@ def _scope_lines(report: CheckReport) -> list[str]:
 
 
 def _verdict(report: CheckReport) -> list[str]:
+    from ..exporter.parity.report import describe_first_off
+
     failures = report.failures
     if not failures:
+        if report.fallback:
+            return [f"[bold red]FAIL[/]: the kernel was required: {report.fallback}"]
         ran = " and ".join(path.name for path in report.paths if path.ran)
         compared = sum(1 for case in report.cases if case.outputs)
         skipped = f", {len(report.cases) - compared} skipped" if compared < len(report.cases) else ""
         return [f"[bold green]pass[/]: {compared} cases, by {ran}{skipped}"]
     more = f" (and {len(failures) - 1} more errors)" if len(failures) > 1 else ""
-    return [f"[bold red]FAIL[/]: {failures[0]}{more}"]
+    found = (describe_first_off(report, path.name) for path in report.paths)
+    return [f"[bold red]FAIL[/]: {failures[0]}{more}", *(line for line in found if line)]

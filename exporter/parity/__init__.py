@@ -9,6 +9,22 @@ from __future__ import annotations
 
 from .cases import Case
 from .checker import check
-from .report import CaseReport, CheckReport, OutputReport, PathReport
+from .judging import MinimumTolerance, judge, minimum_tolerances
+from .report import CaseReport, CheckReport, OutputReport, PathReport, SitesReport
+from .saved import load
+from .tolerances import Overrides
 
-__all__ = ["Case", "CaseReport", "CheckReport", "OutputReport", "PathReport", "check"]
+__all__ = [
+    "Case",
+    "CaseReport",
+    "CheckReport",
+    "MinimumTolerance",
+    "OutputReport",
+    "Overrides",
+    "PathReport",
+    "SitesReport",
+    "check",
+    "judge",
+    "load",
+    "minimum_tolerances",
+]

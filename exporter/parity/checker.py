@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 from collections.abc import Iterable, Sequence
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING
 from ..bundle import MODEL_FILE, Bundle
 from ..errors import ExportFailed, FallbackRan, InvalidRequest
 from ..manifest import Manifest
+from ..reports.files import prepare_folder
 from ..sources import SourceRequest
 from ..sources.base import BATCH, SEQUENCE
 from .cases import Case, single_shape, sweep, sweep_lengths
 from .comparison import ORIGINAL_LONGEST, Comparison
 from .inputs import Feed, draw_inputs, load_feeds, parse_shapes, save_feeds, sizes_of
-from .report import REPORT_FILE, CaseReport, CheckReport, PathReport, prepare_folder
-from .report import write_atomically as write
+from .publish import publish
+from .report import CaseReport, CheckReport, PathReport, SitesReport
 from .tolerances import Overrides
 
 if TYPE_CHECKING:
     from ..pipeline import Prepared, Progress
-    from .runners import RuntimePath
+    from .runners import RuntimePath, TorchRunners
 
 _FROM_FILE = "file"
 
@@ -67,11 +69,13 @@ def check(
     atol: Iterable[str] = (),
     original_max_length: int = ORIGINAL_LONGEST,
     require_kernel: bool = False,
+    sites: bool | None = None,
     progress: Progress = lambda stage: None,
 ) -> CheckReport:
     """Prove that a bundle computes what its model does, by the kernel and by the function body.
 
-    The report is also written to ``reports/check.json`` in the bundle.
+    The report is also written to ``reports/`` in the bundle: ``check.json``, from which `judge` can judge again, and
+    made of it ``check.junit.xml`` and ``check.html``.
 
     Args:
         bundle: The bundle's folder.
@@ -86,6 +90,7 @@ def check(
         atol: ``[output:]value`` texts; judge by these instead of derived tolerances.
         original_max_length: Compare with the original model where ``batch · length²`` is at most the square of this.
         require_kernel: Fail unless the kernel runs at every site.
+        sites: Whether to compare every site in one case; None for where a path fails.
         progress: Told each stage.
 
     Raises:
@@ -110,8 +115,8 @@ def check(
     paths = runtime_paths(opened, plan.feed(0))
     fallback = _fallback(paths[0]) if require_kernel else ""
     if fallback:
-        report = _report(opened, plan, paths, (), require_kernel, fallback)
-        _write(report, opened)
+        report = _report(opened, plan, paths, (), overrides, require_kernel, fallback)
+        publish(report, opened.reports_path)
         raise FallbackRan(f"{opened.path}: --require-kernel: {fallback}")
     assert paths[0].name == KERNEL
     progress("load the model")
@@ -122,9 +127,38 @@ def check(
         for index, case in enumerate(plan.cases):
             progress(f"case {index + 1} of {len(plan.cases)}: {case}")
             cases.append(comparison.run(case, plan.feed(index)))
-    report = _report(opened, plan, paths, tuple(cases), require_kernel, fallback)
-    _write(report, opened)
+        site_comparison = None
+        index = _case_for_sites(cases, sites)
+        if index is not None:
+            progress(f"every site: {cases[index].case}")
+            site_comparison = _compare_sites(opened, runners, paths, cases[index], plan.feed(index))
+    report = _report(opened, plan, paths, tuple(cases), overrides, require_kernel, fallback)
+    report = dataclasses.replace(report, site_comparison=site_comparison)
+    progress("write the reports")
+    publish(report, opened.reports_path)
     return report
+
+
+def _case_for_sites(cases: Sequence[CaseReport], wanted: bool | None) -> int | None:
+    """Index of the case to compare every site in; None for no such comparison.
+
+    The shortest that fails by some path; where none does and it was asked for, the one closest to its tolerance.
+    """
+    ran = [index for index, case in enumerate(cases) if case.worst() is not None]
+    if wanted is False or not ran:
+        return None
+    failing = [index for index in ran if cases[index].failing_paths]
+    if failing:
+        return min(failing, key=lambda index: (cases[index].case.length, cases[index].case.batch))
+    return max(ran, key=lambda index: cases[index].ratio) if wanted else None
+
+
+def _compare_sites(
+    bundle: Bundle, runners: TorchRunners, paths: Sequence[RuntimePath], case: CaseReport, feed: Feed
+) -> SitesReport:
+    from .site_comparison import compare_sites
+
+    return compare_sites(bundle, runners, paths, case.case, feed, case.failing_paths)
 
 
 def _plan(
@@ -212,6 +246,7 @@ def _report(
     plan: _Plan,
     paths: Sequence[RuntimePath],
     cases: tuple[CaseReport, ...],
+    overrides: Overrides,
     require_kernel: bool,
     fallback: str,
 ) -> CheckReport:
@@ -223,6 +258,9 @@ def _report(
     return CheckReport(
         bundle=str(bundle.path),
         model_sha256=manifest.files.get(MODEL_FILE, ""),
+        source=manifest.source,
+        exported=manifest.created,
+        sites=manifest.sites,
         faithful=manifest.faithful,
         approximation=manifest.approximation,
         source_verified=bool(manifest.source.files),
@@ -234,6 +272,9 @@ def _report(
             for path in paths
         ),
         cases=cases,
+        site_comparison=None,
+        rtol=dict(overrides.rtol),
+        atol=dict(overrides.atol),
         require_kernel=require_kernel,
         fallback=fallback,
         versions=versions,
@@ -248,10 +289,3 @@ def _runtime_version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)
-
-
-def _write(report: CheckReport, bundle: Bundle) -> None:
-    try:
-        write(report.to_json(), bundle.reports_path / REPORT_FILE)
-    except OSError as error:
-        raise InvalidRequest(f"{bundle.reports_path}: the report cannot be written: {error.strerror}") from error

@@ -14,9 +14,10 @@ from ..errors import ExportFailed
 from ..manifest import Manifest, OutputRecord
 from .cases import LONGEST, Case
 from .errors_between import Array, Error, meaningful, measure, token_mask
-from .inputs import Feed, numpy_type
+from .inputs import Feed
+from .judging import judge_output
 from .report import CaseReport, Judged, OutputReport
-from .tolerances import Overrides, Scale, identity_tolerance, lowering_tolerance
+from .tolerances import Overrides, Scale
 
 if TYPE_CHECKING:
     from .runners import RuntimePath, TorchRunners
@@ -58,8 +59,8 @@ class Comparison:
         """Run one case everywhere and judge it; nothing of it stays in memory."""
         original, why_not, refused = self._original(case, feed)
         try:
-            oracle = _infer(self.torch.oracle, feed)
-            own = _infer(self.torch.own, feed)
+            oracle = infer(self.torch.oracle, feed)
+            own = infer(self.torch.own, feed)
         except Exception as error:  # whatever the model raises for an input that it refuses
             if isinstance(error, ExportFailed):
                 raise
@@ -69,7 +70,7 @@ class Comparison:
         for path in self.paths:
             if path.runner is not None:
                 try:
-                    runtime[path.name] = _infer(path.runner, feed)
+                    runtime[path.name] = infer(path.runner, feed)
                 except Exception as error:  # ONNX Runtime's exceptions have no common class
                     runtime[path.name] = f"ONNX Runtime: {_first_line(error)}"
         outputs = tuple(
@@ -85,7 +86,7 @@ class Comparison:
             limit = f"--original-max-length {self.original_longest}"
             return None, f"{case.batch} x {case.length}² is beyond {limit} squared", False
         try:
-            return _infer(self.torch.original, feed), "", False
+            return infer(self.torch.original, feed), "", False
         except Exception as error:  # whatever the model raises for an input that it refuses
             if isinstance(error, ExportFailed):
                 raise
@@ -109,7 +110,7 @@ class Comparison:
         original: dict[str, Array] | None,
         runtime: dict[str, dict[str, Array] | str],
     ) -> OutputReport:
-        name, dtype = record.name, numpy_type(record.dtype)
+        name = record.name
         truth = oracle[name]
         tokens = meaningful(record, token_mask(feed, self.manifest.inputs))
         # Where torch itself has no finite value (the mean over a row of nothing but padding) there is nothing to prove.
@@ -118,25 +119,26 @@ class Comparison:
         if not defined.all():
             everywhere = defined | np.broadcast_to(True if tokens is None else tokens, truth.shape)
         magnitude = float(np.abs(truth, where=defined, out=np.zeros_like(truth)).max(initial=0.0))
-        torch_error = measure(own[name], truth, everywhere)
         scale = Scale.of(self.manifest.sites, self.torch.width, case.length)
-        given = self.overrides.of(name)
-        rtol = given[0] if given else 0.0
-        tolerance = given[1] if given else lowering_tolerance(torch_error.max_abs, magnitude, dtype, scale)
         lowering = {
-            path: Judged(
-                Error.failure(got) if isinstance(got, str) else measure(got[name], truth, everywhere, rtol), tolerance
-            )
+            path: Judged(Error.failure(got) if isinstance(got, str) else measure(got[name], truth, everywhere), 0.0)
             for path, got in runtime.items()
         }
         approximation = None
         if original is not None:
-            error = measure(truth, original[name], tokens, rtol if self._same_formula(case) else 0.0)
-            identity = given[1] if given else identity_tolerance(torch_error.max_abs, magnitude, dtype, scale)
-            approximation = Judged(error, identity if self._same_formula(case) else None)
-        return OutputReport(
-            name, record.dtype, magnitude, torch_error.max_abs, scale.terms, scale.depth, lowering, approximation
+            must_be_equal = 0.0 if self._same_formula(case) else None
+            approximation = Judged(measure(truth, original[name], tokens), must_be_equal)
+        output = OutputReport(
+            name=name,
+            dtype=record.dtype,
+            magnitude=magnitude,
+            torch_error=measure(own[name], truth, everywhere).max_abs,
+            terms=scale.terms,
+            depth=scale.depth,
+            lowering=lowering,
+            approximation=approximation,
         )
+        return judge_output(output, self.overrides)
 
     def _same_formula(self, case: Case) -> bool:
         """Whether the pattern computes what the original model does on inputs like this one.
@@ -160,7 +162,8 @@ def _quiet_models() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _infer(runner: Any, feed: Feed) -> dict[str, Array]:
+def infer(runner: Any, feed: Feed) -> dict[str, Array]:
+    """Outputs of a Polygraphy runner, without its log."""
     from polygraphy.logger import G_LOGGER
 
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..manifest import InputRecord, OutputRecord
 from ..sources.base import BATCH, SEQUENCE
+from .hull import Hull, excess, upper_hull
 from .inputs import Feed
 
 Array = npt.NDArray[Any]
@@ -24,31 +25,33 @@ class Error:
         max_abs: Largest absolute difference; infinite where a value is not finite and should be, or shapes differ.
         rms: Root of the mean square of the difference.
         cosine: Cosine of the angle between the two, over all elements together; 1 for two zeros.
-        excess: Smallest absolute tolerance under which the two agree, given the relative tolerance they were
-            compared with; `max_abs` without one.
+        hull: Corners (absolute reference, absolute error) that decide under which tolerances the two agree.
         note: What is wrong, where it is not a number: shapes, values that are not finite, a failure to run.
     """
 
     max_abs: float
     rms: float
     cosine: float
-    excess: float
+    hull: Hull = ()
     note: str = ""
 
     @classmethod
     def failure(cls, note: str) -> Error:
         """The error of an output that is not there."""
-        return cls(np.inf, np.inf, 0.0, np.inf, note)
+        return cls(np.inf, np.inf, 0.0, (), note)
+
+    def excess(self, rtol: float = 0.0) -> float:
+        """Smallest absolute tolerance under which the two agree together with the relative tolerance `rtol`."""
+        return excess(self.hull, rtol) if np.isfinite(self.max_abs) else np.inf
 
 
-def measure(got: Array, oracle: Array, where: Array | None = None, rtol: float = 0.0) -> Error:
+def measure(got: Array, oracle: Array, where: Array | None = None) -> Error:
     """Compare `got` with `oracle`, in float64.
 
     Args:
         got: Any type and shape.
         oracle: Any type and shape.
         where: Truth values that broadcast to the shape of `oracle`: elements to compare; None for all.
-        rtol: Relative tolerance for `Error.excess`.
     """
     if got.shape != oracle.shape:
         return Error.failure(f"shape {list(got.shape)} instead of {list(oracle.shape)}")
@@ -57,7 +60,7 @@ def measure(got: Array, oracle: Array, where: Array | None = None, rtol: float =
         chosen = np.broadcast_to(where, oracle.shape)
         first, second = first[chosen], second[chosen]
     if not first.size:
-        return Error(0.0, 0.0, 1.0, 0.0)
+        return Error(0.0, 0.0, 1.0)
     if not np.isfinite(second).all():
         return Error.failure(f"{np.count_nonzero(~np.isfinite(second))} values of the oracle are not finite")
     if not np.isfinite(first).all():
@@ -67,7 +70,7 @@ def measure(got: Array, oracle: Array, where: Array | None = None, rtol: float =
         max_abs=float(difference.max()),
         rms=float(np.sqrt(np.mean(np.square(difference)))),
         cosine=_cosine(first, second),
-        excess=float((difference - rtol * np.abs(second)).max()) if rtol else float(difference.max()),
+        hull=upper_hull(np.abs(second).ravel(), difference.ravel()),
     )
 
 

@@ -1,22 +1,17 @@
-"""The verdict of a check, and the file it is kept in."""
+"""The verdict of a check, as records."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..errors import InvalidRequest
+from ..manifest import SourceRecord
+from ..sites import AttentionSite
 from .cases import Case
 from .errors_between import Error
 
-SCHEMA_VERSION = 1
-REPORT_FILE = "check.json"
+SCHEMA_VERSION = 2
+"""2 added the hulls, the sites and the source, so that a report stands alone; no release wrote version 1."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +20,31 @@ class Judged:
 
     Attributes:
         error: What was measured.
-        tolerance: Largest `Error.excess` that passes; None where the error is reported only.
+        tolerance: Absolute tolerance; None where the error is reported only.
+        rtol: Relative tolerance beside it: ``|error| <= tolerance + rtol * |reference|`` must hold for every element.
     """
 
     error: Error
     tolerance: float | None
+    rtol: float = 0.0
+
+    @property
+    def excess(self) -> float:
+        """Smallest absolute tolerance that would pass, beside the relative one."""
+        return self.error.excess(self.rtol)
 
     @property
     def passed(self) -> bool:
         """Whether the error is within the tolerance, or is reported only."""
-        return self.tolerance is None or self.error.excess <= self.tolerance
+        return self.tolerance is None or self.excess <= self.tolerance
+
+    def __str__(self) -> str:
+        """The error and its tolerance, for a message."""
+        if self.error.note:
+            return self.error.note
+        beside = f" + {self.rtol:.3g} * |value|" if self.rtol else ""
+        allowed = "" if self.tolerance is None else f" (tolerance {self.tolerance:.3g}{beside})"
+        return f"{self.error.max_abs:.3g}{allowed}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,17 @@ class CaseReport:
         ran = [output for output in self.outputs if output.lowering]
         return max(ran, key=lambda output: max(map(ratio, output.lowering.values())), default=None)
 
+    @property
+    def ratio(self) -> float:
+        """The largest lowering error of any output by any path, over its tolerance; 0 where nothing ran."""
+        return max((ratio(judged) for output in self.outputs for judged in output.lowering.values()), default=0.0)
+
+    @property
+    def failing_paths(self) -> tuple[str, ...]:
+        """Paths by which some output is beyond its tolerance."""
+        found = [path for output in self.outputs for path, judged in output.lowering.items() if not judged.passed]
+        return tuple(dict.fromkeys(found))
+
     def failures(self) -> list[str]:
         """One line per error above its tolerance."""
         found = []
@@ -92,16 +113,11 @@ class CaseReport:
             if output.approximation is not None:
                 judged["pattern in torch against the original model"] = output.approximation
             found += [
-                f"{self.case}: output {output.name}: {what}: {_described(error)}"
+                f"{self.case}: output {output.name}: {what}: {error}"
                 for what, error in judged.items()
                 if not error.passed
             ]
         return found
-
-
-def _described(judged: Judged) -> str:
-    error = judged.error
-    return error.note or f"{error.max_abs:.3g} (tolerance {judged.tolerance:.3g})"
 
 
 @dataclass(frozen=True)
@@ -126,12 +142,35 @@ class PathReport:
 
 
 @dataclass(frozen=True)
+class SitesReport:
+    """Every attention site compared in one case: where an error begins.
+
+    Attributes:
+        case: The input.
+        outputs: One report per site, in graph order, named by its node. Errors of the sites before it are in each
+            site's error as they are in torch's, so each has a tolerance of its own.
+        notes: By path, what a reader must know, or why nothing was compared.
+    """
+
+    case: Case
+    outputs: tuple[OutputReport, ...]
+    notes: dict[str, str]
+
+    def first_off(self, path: str) -> OutputReport | None:
+        """The first site in graph order whose output by `path` is beyond its tolerance; None where all are within."""
+        return next((site for site in self.outputs if path in site.lowering and not site.lowering[path].passed), None)
+
+
+@dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """What a check found: enough to judge it again, and to write every other report, without the bundle.
 
     Attributes:
         bundle: The bundle's folder as it was given.
         model_sha256: Hash of the ONNX file that was checked.
+        source: What the bundle was exported from.
+        exported: When, UTC, ISO 8601.
+        sites: The bundle's attention sites, in graph order.
         faithful: Whether the pattern is what the original model computes.
         approximation: Where the approximation error comes from; empty when faithful and not converted.
         source_verified: Whether the source's files have the hashes that were exported; a model from the hub has none.
@@ -140,6 +179,9 @@ class CheckReport:
         seed: Seed of the inputs; None where they were loaded.
         paths: Both paths.
         cases: Every case, shortest first.
+        site_comparison: Every site in one case; None where that was neither asked for nor called for by a failure.
+        rtol: Relative tolerances that the user gave, by output; empty where they are derived.
+        atol: Absolute tolerances that the user gave, by output; empty where they are derived.
         require_kernel: Whether the kernel had to run at every site.
         fallback: Sites where a function body ran, or why the kernel did not; empty unless `require_kernel`.
         versions: Versions of the packages that ran here.
@@ -150,6 +192,9 @@ class CheckReport:
 
     bundle: str
     model_sha256: str
+    source: SourceRecord
+    exported: str
+    sites: tuple[AttentionSite, ...]
     faithful: bool
     approximation: str
     source_verified: bool
@@ -158,6 +203,9 @@ class CheckReport:
     seed: int | None
     paths: tuple[PathReport, ...]
     cases: tuple[CaseReport, ...]
+    site_comparison: SitesReport | None
+    rtol: dict[str, float]
+    atol: dict[str, float]
     require_kernel: bool
     fallback: str
     versions: dict[str, str]
@@ -184,58 +232,41 @@ class CheckReport:
         found = [(c.case, output) for c in self.cases for output in c.outputs if path in output.lowering]
         return max(found, key=lambda pair: ratio(pair[1].lowering[path]), default=None)
 
-    def to_json(self) -> str:
-        """Indented JSON text; a number that is not finite is null."""
-        data = dataclasses.asdict(self) | {"passed": self.passed, "failures": self.failures}
-        return json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n"
+    def site(self, node: str) -> AttentionSite:
+        """The site of a node.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        for site in self.sites:
+            if site.node == node:
+                return site
+        raise KeyError(node)
 
 
 def ratio(judged: Judged) -> float:
     """An error over its tolerance; 0 for 0 over 0."""
-    if judged.error.excess <= 0:
+    if judged.excess <= 0:
         return 0.0
-    return judged.error.excess / judged.tolerance if judged.tolerance else math.inf
+    return judged.excess / judged.tolerance if judged.tolerance else math.inf
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of the reports before the work begins.
-
-    Raises:
-        InvalidRequest: it cannot be written.
-    """
-    try:
-        folder.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InvalidRequest(
-            f"{folder}: the report cannot be written there: {error.strerror or error}; next step: check a copy of the "
-            "bundle in a folder that you may write"
-        ) from error
-
-
-def write_atomically(text: str, file: Path) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OSError: writing failed; `file` is as it was.
-    """
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def describe_first_off(report: CheckReport, path: str) -> str:
+    """What the comparison of the sites says about a path, in one sentence; empty where nothing is off."""
+    comparison = report.site_comparison
+    if comparison is None:
+        return ""
+    if path in comparison.notes:
+        return f"{path}: sites at {comparison.case}: {comparison.notes[path]}"
+    off = comparison.first_off(path)
+    if off is None:
+        return ""
+    index = [site.name for site in comparison.outputs].index(off.name)
+    site, judged = report.site(off.name), off.lowering[path]
+    times = ratio(judged)
+    before = f"; the {index} before it {'is' if index == 1 else 'are'} within theirs" if index else ""
+    beyond = f", {times:,.3g} times too much" if math.isfinite(times) else ""
+    return (
+        f"{path}: first site off at {comparison.case}: {site.layer or site.node} ({site.node}, {site.pattern}): "
+        f"{judged}{beyond}{before}"
+    )

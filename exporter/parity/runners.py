@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import tempfile
 import time
@@ -115,7 +114,7 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
     """Make the runners of a model; its float64 copy is made once and shared."""
     import torch
 
-    from .oracle import float64_arithmetic
+    from .oracle import float64_arithmetic, float64_copy
 
     model: Any = prepared.source.model
     family, conversion = prepared.family, manifest.conversion
@@ -124,7 +123,7 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
         model = _callable_program(program)
     parameters = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
     dtype = parameters[0].dtype if parameters else torch.float32
-    double = copy.deepcopy(model).double()
+    double = float64_copy(model)
 
     def intercepted(target: Any) -> contextlib.AbstractContextManager[None]:
         return family.intercept(target, conversion) if family is not None else contextlib.nullcontext()
@@ -174,6 +173,7 @@ class RuntimePath:
         reason: Why it cannot.
         sites: What ran at each site: `KERNEL` or `FUNCTION_BODY`, by node name.
         provider: Execution provider of the sites' nodes.
+        library: Operator library that its session registers; None for none.
     """
 
     name: str
@@ -181,6 +181,7 @@ class RuntimePath:
     reason: str
     sites: dict[str, str]
     provider: str = ""
+    library: str | None = None
 
     @property
     def as_named(self) -> bool:
@@ -205,32 +206,53 @@ def runtime_paths(bundle: Bundle, probe: Feed) -> tuple[RuntimePath, RuntimePath
 
 
 def _open(name: str, bundle: Bundle, library: str | None, probe: Feed) -> RuntimePath:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            session = open_session(str(bundle.model_path), library, profile=Path(folder) / "profile")
+            session.run(None, probe)
+        except EnvironmentLacks:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions have no common class
+            raise ExportFailed(f"{bundle.model_path}: ONNX Runtime cannot run it by {name}: {error}") from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    sites, provider = _what_ran(events, bundle.manifest.sites)
+    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider, library)
+
+
+def open_session(
+    model: str | bytes, library: str | None, *, profile: Path | None = None, weights: Path | None = None
+) -> Any:
+    """Open a session for checking.
+
+    Args:
+        model: An ONNX file, or its content.
+        library: Operator library to register; None for none.
+        profile: Prefix of the file to profile to; None for no profile.
+        weights: Where weights beside the model are, when it is given as content.
+
+    Raises:
+        EnvironmentLacks: ONNX Runtime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise EnvironmentLacks(
             "checking runs the bundle in ONNX Runtime, which is not installed; next step: pip install 'longspan[cpu]'"
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest case for all others
-        # Threads that spin between runs would take the cores from torch, which runs next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # the arena keeps the memory of the longest case for all others
+    # Threads that spin between runs would take the cores from torch, which runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        if library is not None:
-            options.register_custom_ops_library(library)
-        try:
-            session = onnxruntime.InferenceSession(bundle.model_path, options, providers=["CPUExecutionProvider"])
-            session.run(None, probe)
-        except Exception as error:  # ONNX Runtime's exceptions have no common class
-            raise ExportFailed(
-                f"{bundle.model_path}: ONNX Runtime {onnxruntime.__version__} cannot run it by {name}: {error}"
-            ) from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    sites, provider = _what_ran(events, bundle.manifest.sites)
-    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider)
+        options.profile_file_prefix = str(profile)
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    if library is not None:
+        options.register_custom_ops_library(library)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) -> tuple[dict[str, str], str]:

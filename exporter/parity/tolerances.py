@@ -79,13 +79,15 @@ def unit_roundoff(dtype: np.dtype[Any]) -> float:
 def lowering_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:
     """Largest absolute error that a runtime may have against the float64 oracle.
 
+    Where torch itself overflows it says nothing about rounding, so only the second part counts.
+
     Args:
         torch_error: Largest absolute error of torch in `dtype` against the oracle.
         magnitude: Largest absolute value of the oracle.
         dtype: Type of the output.
         scale: What rounding errors grow with.
     """
-    return FACTOR * torch_error + scale.floor(dtype, magnitude)
+    return FACTOR * (torch_error if math.isfinite(torch_error) else 0.0) + scale.floor(dtype, magnitude)
 
 
 def identity_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:
@@ -99,7 +101,8 @@ def identity_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any
     """
     double = np.dtype(np.float64)
     roundoff = unit_roundoff(dtype)
-    amplified = FACTOR * torch_error * unit_roundoff(double) / roundoff if roundoff else 0.0
+    measured = roundoff > 0 and math.isfinite(torch_error)
+    amplified = FACTOR * torch_error * unit_roundoff(double) / roundoff if measured else 0.0
     return amplified + scale.floor(double, magnitude)
 
 
@@ -124,6 +127,10 @@ class Overrides:
         return cls(
             rtol=dict(_parse("--rtol", text) for text in rtol), atol=dict(_parse("--atol", text) for text in atol)
         )
+
+    def __bool__(self) -> bool:
+        """Whether any tolerance was given."""
+        return bool(self.rtol or self.atol)
 
     def check(self, outputs: Sequence[str]) -> None:
         """Refuse names that are not among `outputs`.
@@ -150,6 +157,8 @@ def _parse(option: str, text: str) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not number >= 0:
-        raise InvalidRequest(f"{option} {text}: must be [output:]number, the number 0 or more, e.g. {option} 1e-5")
+    if not 0 <= number < math.inf:
+        raise InvalidRequest(
+            f"{option} {text}: must be [output:]number, the number finite and 0 or more, e.g. {option} 1e-5"
+        )
     return output, number

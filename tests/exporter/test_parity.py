@@ -19,6 +19,7 @@ from longspan.exporter.families import longformer
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.parity import CheckReport
 from longspan.exporter.parity.inputs import load_feeds
+from longspan.exporter.parity.saved import load, to_json
 
 Copy = Callable[[Path], Path]
 
@@ -109,12 +110,14 @@ def test_an_approximation_is_measured_and_not_failed(bert_report: CheckReport) -
 
 def test_the_report_is_kept_in_the_bundle(longformer_bundle: Path, longformer_report: CheckReport) -> None:
     data = json.loads((longformer_bundle / "reports" / "check.json").read_text())
-    assert data == json.loads(longformer_report.to_json())
-    assert data["schema_version"] == 1 and data["passed"] is True
+    assert data == json.loads(to_json(longformer_report))
+    assert data["schema_version"] == 2 and data["passed"] is True
     output = data["cases"][-1]["outputs"][0]
     assert {"magnitude", "torch_error", "terms", "depth"} <= set(output)
     assert output["lowering"]["function body"]["error"]["max_abs"] > 0
-    assert list((longformer_bundle / "reports").iterdir()) == [longformer_bundle / "reports" / "check.json"]
+    written = {file.name for file in (longformer_bundle / "reports").iterdir()}
+    assert written == {"check.json", "check.junit.xml", "check.html"}
+    assert load(longformer_bundle / "reports" / "check.json") == longformer_report
     assert Bundle.open(longformer_bundle).manifest.files.keys() == {MODEL_FILE}
 
 

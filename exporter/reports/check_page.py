@@ -1,0 +1,178 @@
+"""A check as one HTML page: the verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..masks import scale_for
+from ..parity.judging import ORIGINAL, minimum_tolerances
+from ..parity.report import CaseReport, CheckReport, Judged, PathReport, describe_first_off
+from ..parity.report import ratio as over_tolerance
+from ..sites import AttentionSite
+from .charts import Point, Series, error_chart
+from .masks_svg import BAND_COLOR, GLOBAL_COLOR, mask_svgs
+from .page import COLORS, markup, number, percent, render
+
+_CELLS = 48
+_STYLES = {"kernel": (COLORS["kernel"], "circle"), "function body": (COLORS["body"], "square")}
+_SHOWN_FAILURES = 5
+
+
+def check_page(report: CheckReport) -> str:
+    """The page, as HTML text; it needs no other file, no network and no script."""
+    return render(
+        "check.html",
+        report=report,
+        model=report.source.model_class.rpartition(".")[2],
+        failures=report.failures,
+        shown=_SHOWN_FAILURES,
+        first_off=[line for path in report.paths if (line := describe_first_off(report, path.name))],
+        compared=sum(1 for case in report.cases if case.outputs),
+        ran=[path for path in report.paths if path.ran],
+        tiles=_tiles(report),
+        lowering_charts=[_lowering_chart(report, name) for name in _outputs(report)],
+        approximation_charts=[chart for name in _outputs(report) if (chart := _approximation_chart(report, name))],
+        colors={name: color for name, (color, _) in _STYLES.items()} | {ORIGINAL: COLORS["original"]},
+        original=ORIGINAL,
+        minimum=minimum_tolerances(report),
+        patterns=_patterns(report.sites),
+        band_color=BAND_COLOR,
+        global_color=GLOBAL_COLOR,
+        ladders=_ladders(report.sites),
+        over=over_tolerance,
+        finite=math.isfinite,
+        given=_given(report),
+    )
+
+
+def _outputs(report: CheckReport) -> list[str]:
+    return list(dict.fromkeys(output.name for case in report.cases for output in case.outputs))
+
+
+def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
+    """(label, value, more) of the figures at the top."""
+    compared = [case for case in report.cases if case.outputs]
+    skipped = len(report.cases) - len(compared)
+    limit = "" if report.max_length is None else f"of {report.max_length:,} tokens accepted"
+    tiles = [
+        ("cases compared", str(len(compared)), f"{skipped} skipped" if skipped else "none skipped"),
+        ("longest input", f"{report.checked_length:,}", limit),
+    ]
+    tiles += [_path_tile(report, path) for path in report.paths]
+    approximations = [o.approximation for case in report.cases for o in case.outputs if o.approximation is not None]
+    if approximations and report.faithful:
+        worst = max(approximations, key=over_tolerance)
+        tiles.append(("original model", "same mathematics", f"float64, at most {number(worst.error.max_abs)} apart"))
+    elif approximations:
+        lowest = min(judged.error.cosine for judged in approximations)
+        tiles.append(("original model", f"cosine ≥ {lowest:.4f}", f"approximated: {report.approximation}"))
+    return tiles
+
+
+def _path_tile(report: CheckReport, path: PathReport) -> tuple[str, str, str]:
+    if not path.ran:
+        return path.name, "not run", path.reason
+    ran = sum(1 for seen in path.sites.values() if seen == path.name)
+    worst = report.worst(path.name)
+    value = "–" if worst is None else f"{percent(over_tolerance(worst[1].lowering[path.name]))} of tolerance"
+    return path.name, value, f"ran at {ran} of {len(path.sites)} sites, {path.runtime}"
+
+
+def _title(case: CaseReport, what: str, judged: Judged) -> str:
+    return f"{case.case}: {what}: {judged}"
+
+
+def _lowering_chart(report: CheckReport, name: str) -> dict[str, Any]:
+    found = [(case, output) for case in report.cases for output in case.outputs if output.name == name]
+    series = []
+    for path in (path.name for path in report.paths if path.ran):
+        color, marker = _STYLES[path]
+        points = [
+            Point(case.case.length, output.lowering[path].error.max_abs, output.lowering[path].passed,
+                  _title(case, path, output.lowering[path]))
+            for case, output in found
+            if path in output.lowering
+        ]  # fmt: skip
+        series.append(Series(path, color, marker, tuple(points)))
+    allowed = [
+        (case, judged)
+        for case, output in found
+        for judged in output.lowering.values()
+        if not judged.rtol and judged.tolerance
+    ]
+    return _chart(name, series, allowed, f"lowering error of {name} over length")
+
+
+def _approximation_chart(report: CheckReport, name: str) -> dict[str, Any] | None:
+    found = [
+        (case, output.approximation)
+        for case in report.cases
+        for output in case.outputs
+        if output.name == name and output.approximation is not None
+    ]
+    if not found:
+        return None
+    points = [
+        Point(case.case.length, judged.error.max_abs, judged.passed, _title(case, ORIGINAL, judged))
+        for case, judged in found
+    ]
+    series = [Series(ORIGINAL, COLORS["original"], "triangle", tuple(points))]
+    # A band over all lengths would say that an approximation is judged where it is only reported.
+    all_judged = all(judged.tolerance is not None for _, judged in found)
+    allowed = [(case, judged) for case, judged in found if all_judged and not judged.rtol and judged.tolerance]
+    return _chart(name, series, allowed, f"approximation error of {name} over length")
+
+
+def _chart(
+    name: str, series: Sequence[Series], allowed: Sequence[tuple[CaseReport, Judged]], label: str
+) -> dict[str, Any]:
+    smallest: dict[float, float] = {}
+    for case, judged in allowed:
+        assert judged.tolerance is not None
+        length = case.case.length
+        smallest[length] = min(smallest.get(length, math.inf), judged.tolerance)
+    return {"name": name, "series": series, "svg": markup(error_chart(series, sorted(smallest.items()), label))}
+
+
+def _patterns(sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:
+    """Each distinct mask with its pictures and the layers that have it; all at one scale, to be compared."""
+    groups: dict[str, list[AttentionSite]] = {}
+    names = ("left_window_size", "right_window_size", "dilation", "is_causal")
+    for site in sites:
+        shape = {name: site.attributes.get(name) for name in names} | {"global": "global_mask" in site.inputs}
+        groups.setdefault(json.dumps([site.operator, shape]), []).append(site)
+    scale = scale_for((group[0].attributes for group in groups.values()), _CELLS)
+    return [
+        {
+            "site": group[0],
+            "layers": [site.layer or site.node for site in group],
+            "pictures": [
+                markup(svg)
+                for svg in mask_svgs(group[0].attributes, scale, int("global_mask" in group[0].inputs) * scale.unit)
+            ],
+            "has_global": "global_mask" in group[0].inputs,
+            "scale": scale,
+        }
+        for group in groups.values()
+    ]
+
+
+def _ladders(sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:
+    """Each distinct lowering ladder with the sites that share it."""
+    groups: dict[Any, list[AttentionSite]] = {}
+    for site in sites:
+        groups.setdefault(site.ladder, []).append(site)
+    return [{"rungs": ladder, "sites": group} for ladder, group in groups.items()]
+
+
+def _given(report: CheckReport) -> str:
+    """The tolerances that the user gave, as they stand on a command line."""
+    values = [
+        f"--{option} {f'{output}:' if output else ''}{value:g}"
+        for option, by_output in (("rtol", report.rtol), ("atol", report.atol))
+        for output, value in by_output.items()
+    ]
+    return " ".join(values)
