@@ -60,6 +60,8 @@ class Bundle:
             manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise BundleCorrupted(f"{file}: is not text; next step: export again") from error
+        except BundleCorrupted as error:
+            raise BundleCorrupted(f"{folder}: {error}") from error
         for name, expected in manifest.files.items():
             member = folder / name
             if not member.is_file():

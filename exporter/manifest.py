@@ -137,9 +137,18 @@ class Manifest:
             data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
             data["sites"] = tuple(_site(record) for record in data["sites"])
             data["standard_sites"] = tuple(StandardSite(**record) for record in data.get("standard_sites", ()))
+            _refuse_outside(data["files"])
             return cls(**data)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleCorrupted(f"manifest.json is not a Longspan manifest: {error!r}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleCorrupted(
+                f"manifest.json is not a Longspan manifest ({type(error).__name__}: {error}); next step: export again"
+            ) from error
+
+
+def _refuse_outside(files: dict[str, str]) -> None:
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleCorrupted(f"manifest.json names {name!r}, outside the bundle; next step: export again")
 
 
 def _site(record: dict[str, Any]) -> AttentionSite:

@@ -65,8 +65,18 @@ def prepare(request: SourceRequest, conversion: Conversion) -> Prepared:
 
         model, trained_length = extend_model(source.model, conversion.max_positions, conversion.alpha)  # type: ignore[arg-type]
         source = dataclasses.replace(source, model=model, max_length=conversion.max_positions)
+    _refuse_beyond(conversion, source.max_length)
     family = find_family(source.model, conversion) if isinstance(source.model, nn.Module) else None
     return Prepared(source, family, trained_length)
+
+
+def _refuse_beyond(conversion: Conversion, limit: int | None) -> None:
+    for option, tokens in (("--window", conversion.window), ("--global-tokens", conversion.global_tokens)):
+        if limit is not None and tokens is not None and tokens > limit:
+            raise InvalidRequest(
+                f"{option} {tokens}: the model accepts {limit} tokens; allowed: up to {limit}, or more after "
+                "--max-positions N, which extends trained positions"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

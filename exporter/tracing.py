@@ -50,8 +50,8 @@ def trace(source: Source, family: Family | None, conversion: Conversion) -> ir.M
     expected = len(family.sites(source.model, conversion)) if family is not None else None  # type: ignore[arg-type]
     if not replaced:
         raise NothingReplaced(
-            f"{source.record.location}: no attention site was replaced in {source.record.model_class}; "
-            "see docs/families.md for what is recognised, or call longspan's operator in the model"
+            f"{source.record.location}: no attention site was replaced in {source.record.model_class}; next step: for "
+            "a dense encoder add --window N; docs/families.md says what else is recognised"
         )
     if expected is not None and replaced != expected:
         raise ExportFailed(
