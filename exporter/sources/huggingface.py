@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +24,22 @@ _READ_SUFFIXES = (".json", ".safetensors", ".py", *_PICKLED_SUFFIXES)
 
 # Sizes of a model with random weights: the architecture stays, the numbers shrink to them.
 _SMALL = {
-    "num_hidden_layers": 2,
     "hidden_size": 64,
     "intermediate_size": 128,
+    "intermediate_size_mlp": 128,
+    "moe_intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
     "vocab_size": 1024,
+    "sliding_window": 32,
+    "window_size": 32,
+    "attention_chunk_size": 64,
 }
+_LAYERS = 2
 # Wide enough for attention that is far from uniform, so that a wrong mask shows in the output.
 _INITIALIZER_RANGE = 0.1
 
@@ -60,6 +70,10 @@ def load_huggingface(request: SourceRequest) -> Source:
         else:
             model = _pretrained(transformers, config, request, folder)
     model = model.eval()
+    # A cache would be an output, and another graph; this one reads a whole text.
+    for part in model.modules():
+        if getattr(getattr(part, "config", None), "use_cache", None):
+            part.config.use_cache = False
     examples = _example_inputs(model, request)
     vocabulary = _vocabulary(config)
     records = {
@@ -80,21 +94,37 @@ def load_huggingface(request: SourceRequest) -> Source:
 
 
 def shrink(config: PretrainedConfig) -> None:
-    """Reduce a configuration in place to a model that runs in a second, with every special token still valid."""
-    for name, size in _SMALL.items():
+    """Reduce a configuration in place to a model that runs in a second, with every special token still valid.
+
+    Of many layers two stay, or the first of each kind where there are more kinds. Windows above 32 tokens become 32,
+    chunks above 64 become 64, so that a text of a few hundred tokens goes well beyond them. Positions stay.
+    """
+    before, kept = config.num_hidden_layers, _kept_layers(config)
+    for name, size in {**_SMALL, "num_hidden_layers": len(kept)}.items():
         value = getattr(config, name, None)
         if isinstance(value, int) and value > size:
             setattr(config, name, size)
     if getattr(config, "head_dim", None):
         config.head_dim = config.hidden_size // config.num_attention_heads
+        if getattr(config, "query_pre_attn_scalar", None):
+            config.query_pre_attn_scalar = config.head_dim
     if hasattr(config, "initializer_range"):
         config.initializer_range = _INITIALIZER_RANGE
     for name, value in vars(config).items():
-        if name.endswith("_token_id") and isinstance(value, int) and value >= config.vocab_size:
-            setattr(config, name, config.vocab_size - 1)
+        if name.endswith("_token_id") and value is not None:
+            last = config.vocab_size - 1
+            setattr(config, name, [min(v, last) for v in value] if isinstance(value, list) else min(value, last))
         # One entry per layer: attention_window, layer_types, …
-        elif isinstance(value, list) and len(value) > config.num_hidden_layers and name != "architectures":
-            setattr(config, name, value[: config.num_hidden_layers])
+        elif isinstance(value, list) and len(value) == before and name != "architectures":
+            setattr(config, name, [value[layer] for layer in kept])
+
+
+def _kept_layers(config: PretrainedConfig) -> list[int]:
+    """Positions of the layers to keep: the first of each kind, and the next ones up to two."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
+    first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    others = (layer for layer in range(config.num_hidden_layers) if layer not in first)
+    return sorted([*first, *itertools.islice(others, max(0, _LAYERS - len(first)))])
 
 
 def _locate(request: SourceRequest) -> Path | None:
