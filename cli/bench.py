@@ -12,8 +12,10 @@ import click
 from .errors import PASS, THRESHOLD_FAILED
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
+    from ..exporter.throughput.comparison import BenchComparison
     from ..exporter.throughput.report import BenchReport, Row
 
 _MIB = 1 << 20
@@ -29,6 +31,13 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     names = [name.strip() for name in value.split(",")]
     return tuple(name for name in names if name not in ("", "none"))
+
+
+def _fraction(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    try:
+        return float(value.removesuffix("%")) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a fraction such as 5% or 0.05") from None
 
 
 @click.command("bench")
@@ -84,7 +93,20 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write the report here as well; - for stdout, without a table."
 )
-@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw reports/bench.png (needs matplotlib).")
+@click.option("--html", "html_file", metavar="FILE", help="Write the page here as well.")
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw the plot (needs matplotlib).")
+@click.option(
+    "--compare", "other", type=click.Path(path_type=Path), metavar="FILE", help="Compare with an earlier report."
+)
+@click.option(
+    "--regression",
+    callback=_fraction,
+    default="5%",
+    show_default=True,
+    metavar="X%",
+    help="With --compare: exit with 1 where a time grew by more, its whole 95 % interval considered.",
+)
+@click.option("--force-compare", is_flag=True, help="Compare although machine, model or settings differ.")
 def command(
     bundle: Path,
     lengths: tuple[int, ...],
@@ -104,19 +126,32 @@ def command(
     require_kernel: bool,
     min_speedup: float | None,
     json_file: str | None,
+    html_file: str | None,
     plot: bool,
+    other: Path | None,
+    regression: float,
+    force_compare: bool,
 ) -> int:
     """Time BUNDLE against its function bodies, dense attention and the stock export of the same model.
 
-    Every trial runs in a process of its own. The report goes to BUNDLE/reports/bench.json, the plot to bench.png.
+    Every trial runs in a process of its own. The report goes to BUNDLE/reports: bench.json, bench.html, bench.png. With
+    --compare the times are also held against an earlier bench.json; where BUNDLE is such a file itself, nothing is
+    measured and the two files are compared.
     """
     from ..exporter import bench
     from ..exporter.errors import InvalidRequest
     from ..exporter.throughput import BenchSettings
+    from ..exporter.throughput.benchmark import PAGE_FILE, Earlier, compare_saved
     from .terminal import console, progress
 
-    if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
-        raise InvalidRequest(f"--json {json_file}: its folder does not exist")
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
+            raise InvalidRequest(f"{option} {file}: its folder does not exist")
+    earlier = None if other is None else Earlier.read(other, regression, force_compare)
+    if bundle.is_file():
+        report = compare_saved(bundle, earlier)
+        _output(report, json_file, html_file, plot)
+        return verdict(report, min_speedup)
     settings = BenchSettings(
         lengths=lengths,
         batch=batch,
@@ -139,24 +174,37 @@ def command(
             source=source,
             require_kernel=require_kernel,
             plot=plot,
+            against=earlier,
             progress=stage,
             command=shlex.join(["longspan", *sys.argv[1:]]),
         )
-    if json_file == "-":
-        click.echo(report.to_json(), nl=False)
-    else:
-        if json_file:
-            try:
-                Path(json_file).write_text(report.to_json(), encoding="utf-8")
-            except OSError as error:
-                raise InvalidRequest(f"--json {json_file}: cannot be written: {error.strerror}") from error
-        print_report(report)
-        console().print(f"report: {bundle / 'reports'}", soft_wrap=True)
+    _output(report, json_file, html_file, plot)
+    if json_file != "-":
+        console().print(f"report: {bundle / 'reports' / PAGE_FILE}", soft_wrap=True)
     return verdict(report, min_speedup)
 
 
+def _output(report: BenchReport, json_file: str | None, html_file: str | None, plot: bool) -> None:
+    """Print the report, and write it where the user wants it besides."""
+    from ..exporter.reports.files import write_copy
+    from ..exporter.throughput.saved import to_json
+
+    if html_file is not None:
+        from ..exporter.reports.bench_page import bench_page
+
+        write_copy(bench_page(report, plot), html_file, "--html")
+    if json_file == "-":
+        click.echo(to_json(report), nl=False)
+        return
+    if json_file:
+        write_copy(to_json(report), json_file, "--json")
+    print_report(report)
+
+
 def verdict(report: BenchReport, min_speedup: float | None) -> int:
-    """Exit code: whether the bundle ran wherever limits allowed, and was as fast as `min_speedup` asks."""
+    """Exit code: whether the bundle ran wherever limits allowed, was as fast as asked, and no slower than before."""
+    from ..exporter.throughput.comparison import describe
+
     failed = [f"{row.title} {row.status} at {row.length:,} tokens: {row.reason}" for row in report.broken]
     if min_speedup is not None:
         judged = [found for found in report.crossovers if found.baseline in ("dense", "stock")]
@@ -169,6 +217,8 @@ def verdict(report: BenchReport, min_speedup: float | None) -> int:
             for found in measured
             if found.speedup_at_longest is not None and found.speedup_at_longest < min_speedup
         ]
+    if report.comparison is not None:
+        failed += [f"--compare {report.comparison.other}: {describe(row)}" for row in report.comparison.regressions]
     for line in failed:
         click.echo(f"longspan: failed: {line}", err=True)
     return THRESHOLD_FAILED if failed else PASS
@@ -198,8 +248,31 @@ def print_report(report: BenchReport) -> None:
         terminal.print(f"{title}: {status}: {reason}", soft_wrap=True, markup=False)
     for found in report.crossovers:
         terminal.print(describe_crossover(found, report.reference), soft_wrap=True)
+    for line in report.diagnosis:
+        terminal.print(line, soft_wrap=True, markup=False)
+    if report.comparison is not None:
+        _print_comparison(report.comparison, terminal)
     for note in report.notes:
         terminal.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+def _print_comparison(comparison: BenchComparison, terminal: Console) -> None:
+    """Print every compared row, and what weakens the comparison."""
+    from ..exporter.throughput.comparison import describe
+
+    terminal.print(f"against {comparison.other} of {comparison.created}:", soft_wrap=True, markup=False)
+    for row in comparison.rows:
+        terminal.print(f"  {describe(row)}", soft_wrap=True, markup=False)
+    for line in comparison.missing:
+        terminal.print(f"  not measured now: {line}", soft_wrap=True, markup=False)
+    if comparison.differences:
+        terminal.print(f"  what else differs: {'; '.join(comparison.differences)}", soft_wrap=True, markup=False)
+    if comparison.within_process:
+        terminal.print(
+            "  one of the two has a single round: the intervals hold nothing of what differs between processes; "
+            "--rounds 3 measures that as well",
+            soft_wrap=True,
+        )
 
 
 def bench_table(report: BenchReport) -> Table:

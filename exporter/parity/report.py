@@ -264,8 +264,8 @@ def describe_first_off(report: CheckReport, path: str) -> str:
     index = [site.name for site in comparison.outputs].index(off.name)
     site, judged = report.site(off.name), off.lowering[path]
     times = ratio(judged)
-    before = f"; the {index} before it {'is' if index == 1 else 'are'} within theirs" if index else ""
-    beyond = f", {times:,.3g} times too much" if math.isfinite(times) else ""
+    before = f"; every site before it ({index}) is within its tolerance" if index else "; it is the first of all"
+    beyond = f", {times:.3g} times over" if math.isfinite(times) else ""
     return (
         f"{path}: first site off at {comparison.case}: {site.layer or site.node} ({site.node}, {site.pattern}): "
         f"{judged}{beyond}{before}"

@@ -76,7 +76,8 @@ def error_chart(series: Sequence[Series], tolerance: Sequence[tuple[float, float
         *_grid(low, high, down),
         *_lengths(x_low, x_high, across),
     ]
-    for one in series:
+    # The first one last, on top of the others: its markers are the smallest.
+    for one in reversed(series):
         parts += _drawn(one, across, down)
     return "".join([*parts, "</svg>"])
 
@@ -134,19 +135,26 @@ def _drawn(one: Series, across: object, down: object) -> list[str]:
     for point in one.points:
         x, y = across(point.x), down(point.y)
         if point.passed:
-            shape, style = _marker(one.marker, x, y), f'fill="{one.color}" stroke="#fff" stroke-width="0.8"'
+            shape, style = _marker(one.marker, x, y), _style(one)
         else:
             shape, style = _cross(x, y), f'stroke="{one.color}" stroke-width="2.6"'
         parts.append(f"<g {style}>{shape}<title>{escape(point.title)}</title></g>")
     return parts
 
 
+def _style(one: Series) -> str:
+    """Squares are hollow, so that a circle at the same place shows."""
+    if one.marker == "square":
+        return f'fill="#fff" stroke="{one.color}" stroke-width="1.4"'
+    return f'fill="{one.color}" stroke="#fff" stroke-width="0.8"'
+
+
 def _marker(kind: str, x: float, y: float) -> str:
     if kind == "square":
-        return f'<rect x="{x - 3.2:.1f}" y="{y - 3.2:.1f}" width="6.4" height="6.4"/>'
+        return f'<rect x="{x - 4.2:.1f}" y="{y - 4.2:.1f}" width="8.4" height="8.4"/>'
     if kind == "triangle":
         return f'<path d="M{x:.1f} {y - 4.4:.1f}l4.4 7.6h-8.8z"/>'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.7"/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.1"/>'
 
 
 def _cross(x: float, y: float) -> str:

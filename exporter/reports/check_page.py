@@ -18,7 +18,7 @@ from .page import COLORS, markup, number, percent, render
 
 _CELLS = 48
 _STYLES = {"kernel": (COLORS["kernel"], "circle"), "function body": (COLORS["body"], "square")}
-_SHOWN_FAILURES = 5
+_SHOWN_FAILURES = 3
 
 
 def check_page(report: CheckReport) -> str:
@@ -77,7 +77,8 @@ def _path_tile(report: CheckReport, path: PathReport) -> tuple[str, str, str]:
         return path.name, "not run", path.reason
     ran = sum(1 for seen in path.sites.values() if seen == path.name)
     worst = report.worst(path.name)
-    value = "–" if worst is None else f"{percent(over_tolerance(worst[1].lowering[path.name]))} of tolerance"
+    times = 0.0 if worst is None else over_tolerance(worst[1].lowering[path.name])
+    value = "–" if worst is None else f"{percent(times)} of tolerance" if times <= 1 else "beyond tolerance"
     return path.name, value, f"ran at {ran} of {len(path.sites)} sites, {path.runtime}"
 
 

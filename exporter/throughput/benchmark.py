@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -15,9 +17,15 @@ from ..bundle import Bundle
 from ..errors import EnvironmentLacks, FallbackRan, InvalidRequest
 from ..manifest import Manifest
 from ..parity.inputs import draw_inputs
+from ..reports.bench_page import bench_page
+from ..reports.files import write_atomically
+from .comparison import REGRESSION, check_comparable, compare
+from .diagnosis import diagnose, weaknesses
 from .machine import describe_machine
 from .report import OK, OUT_OF_MEMORY, OVER_LIMIT, UNAVAILABLE, WRONG_PATH, BenchReport, Row, pool
+from .roofline import AttentionWork, write_sgemm
 from .runner import foresee, run_trial
+from .saved import load, to_json
 from .settings import BenchSettings, resolve_lengths
 from .statistics import crossover
 from .variants import Variant, body_variant, dense_variant, kernel_variant, stock_variant
@@ -27,11 +35,7 @@ Progress = Callable[[str], None]
 
 JSON_FILE = "bench.json"
 PLOT_FILE = "bench.png"
-
-_BUSY = 0.25
-"""Share of the cores in use by other processes above which the machine counts as busy."""
-_DRIFT = 0.1
-"""Relative difference between rounds, and spread within a trial, that a note points out."""
+PAGE_FILE = "bench.html"
 
 
 def bench(
@@ -41,13 +45,14 @@ def bench(
     source: str | None = None,
     require_kernel: bool = False,
     plot: bool = True,
+    against: Earlier | None = None,
     progress: Progress = lambda stage: None,
     command: str = "",
 ) -> BenchReport:
     """Time a bundle with its kernel, on its function bodies, with dense attention, and as the stock exporter makes it.
 
     Every variant at every length runs in a process of its own, the variants of a length right after each other. The
-    report is written to ``reports/bench.json`` in the bundle, and with matplotlib a plot to ``reports/bench.png``.
+    report is written to ``reports/`` in the bundle: ``bench.json``, ``bench.html``, and with matplotlib ``bench.png``.
 
     Args:
         bundle: A bundle or its folder.
@@ -55,6 +60,7 @@ def bench(
         source: Where the exported model is now, for the stock export; None for where it was.
         require_kernel: Fail at once where the longspan kernels would not run, or did not.
         plot: Whether to draw the plot.
+        against: An earlier report to compare with; refused before anything is measured where it does not fit.
         progress: Told each stage.
         command: Command line to record.
 
@@ -71,18 +77,21 @@ def bench(
     _check_runtime(settings)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings = _resolved(settings, bundle.manifest)
+    if against is not None:
+        _check_earlier(against, bundle.manifest, settings)
     kernel = kernel_variant(bundle)
     if require_kernel and kernel.model is None:
         raise FallbackRan(kernel.unavailable)
     with tempfile.TemporaryDirectory(prefix="longspan-bench-") as folder:
         variants = (kernel, *_baselines(bundle, settings, Path(folder), source, progress))
-        measure = _Measurement(bundle.manifest, variants, settings, Path(folder), require_kernel, progress)
+        measure = _Measurement(bundle, variants, settings, Path(folder), require_kernel, progress)
         rows = measure.run()
     rows, reference = _with_ratios(rows)
     medians = _medians(rows)
     report = BenchReport(
         model=bundle.manifest.source.model_class.rpartition(".")[2],
         attention=_attention(bundle.manifest),
+        identity=identity(bundle.manifest),
         reference=reference,
         settings=settings,
         machine=describe_machine(),
@@ -92,13 +101,89 @@ def bench(
             for variant in variants
             if variant.name not in (reference, "kernel") and variant.model is not None
         ),
+        diagnosis=(),
         notes=(),
+        comparison=None,
         command=command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    report = dataclasses.replace(report, notes=_notes(report))
+    report = dataclasses.replace(report, diagnosis=diagnose(report), notes=weaknesses(report))
+    if against is not None:
+        report = dataclasses.replace(
+            report, comparison=compare(report, against.report, against.name, against.threshold)
+        )
     progress("write the report")
     return _write(report, bundle.reports_path, plot)
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """An earlier report to compare with.
+
+    Attributes:
+        report: The report.
+        name: Its file, for messages.
+        threshold: Slowdown that is a regression, as a fraction.
+        force: Whether to compare although machine, model or settings differ.
+    """
+
+    report: BenchReport
+    name: str
+    threshold: float = REGRESSION
+    force: bool = False
+
+    @classmethod
+    def read(cls, path: Path, threshold: float = REGRESSION, force: bool = False) -> Earlier:
+        """Read the report in a file.
+
+        Raises:
+            InvalidRequest: there is none, or the threshold is out of range.
+        """
+        if not 0 <= threshold < float("inf"):
+            raise InvalidRequest(f"--regression {threshold:g}: must be 0 or more, e.g. 5%")
+        return cls(load(path, "--compare"), str(path), threshold, force)
+
+
+def _check_earlier(against: Earlier, manifest: Manifest, settings: BenchSettings) -> None:
+    """Refuse before the minutes of measuring what would be refused after them."""
+    planned = BenchReport(
+        model="",
+        attention=_attention(manifest),
+        identity=identity(manifest),
+        reference="kernel",
+        settings=settings,
+        machine=describe_machine(),
+        rows=(),
+        crossovers=(),
+        diagnosis=(),
+        notes=(),
+        comparison=None,
+        command="",
+        created="",
+    )
+    check_comparable(planned, against.report, against.name, against.force)
+    known = {row.length for row in against.report.rows if row.latency is not None}
+    if against.report.settings.batch != settings.batch or not known & set(settings.lengths):
+        raise InvalidRequest(
+            f"--compare {against.name}: has batch {against.report.settings.batch} and lengths "
+            f"{', '.join(map(str, sorted(known))) or 'none'}, of which none is measured now; next step: give the same "
+            "--batch and --lengths"
+        )
+
+
+def compare_saved(path: Path, against: Earlier | None) -> BenchReport:
+    """A saved report with its comparison; nothing is measured or written.
+
+    Raises:
+        InvalidRequest: there is nothing to compare with, or the two cannot be compared.
+    """
+    if against is None:
+        raise InvalidRequest(
+            f"{path}: is a file, so nothing can be measured; allowed: a bundle, or a report --compare FILE"
+        )
+    report = load(path, "BUNDLE")
+    check_comparable(report, against.report, against.name, against.force)
+    return dataclasses.replace(report, comparison=compare(report, against.report, against.name, against.threshold))
 
 
 class _Measurement:
@@ -106,14 +191,17 @@ class _Measurement:
 
     def __init__(
         self,
-        manifest: Manifest,
+        bundle: Bundle,
         variants: Sequence[Variant],
         settings: BenchSettings,
         folder: Path,
         require_kernel: bool,
         progress: Progress,
     ) -> None:
-        self._manifest = manifest
+        self._manifest = bundle.manifest
+        self._work = AttentionWork(bundle)
+        # On another provider the copies to it would be timed as well.
+        self._sgemm = write_sgemm(folder) if settings.providers[0] == "CPUExecutionProvider" else None
         self._variants = variants
         self._settings = settings
         self._folder = folder
@@ -140,7 +228,11 @@ class _Measurement:
                 earlier = outcomes[variant.name]
                 if all(outcome["status"] == OK for outcome in earlier):
                     earlier.append(self._trial(variant, length, inputs, first=not earlier))
-        return [pool(name, length, self._settings.batch, results) for name, results in outcomes.items()]
+        batch = self._settings.batch
+        flops = self._work.flops(batch, length, self._settings.global_tokens or 0)
+        # The others compute more than the sites' definition asks for, or something else.
+        own = {"kernel": flops, "body": flops}
+        return [pool(name, length, batch, results, own.get(name)) for name, results in outcomes.items()]
 
     def _trial(self, variant: Variant, length: int, inputs: Path, first: bool) -> dict[str, Any]:
         if variant.model is None:
@@ -148,7 +240,8 @@ class _Measurement:
         total = len(self._variants) * len(self._settings.lengths) * self._settings.rounds
         self._progress(f"{variant.title}, {length:,} tokens ({self._done}/{total})")
         skipped = self._foreseen(variant, length) if first else None
-        outcome = skipped or run_trial(variant, inputs, self._settings)
+        sgemm = self._sgemm if variant.name in ("kernel", "body") else None
+        outcome = skipped or run_trial(variant, inputs, self._settings, sgemm)
         if self._require_kernel and variant.name == "kernel" and outcome["status"] == WRONG_PATH:
             raise FallbackRan(f"{length} tokens: {outcome['reason']}")
         return outcome
@@ -252,47 +345,18 @@ def _attention(manifest: Manifest) -> str:
     return ", ".join(f"{count} x {words}" for words, count in counts.items())
 
 
-def _notes(report: BenchReport) -> tuple[str, ...]:
-    """What weakens the numbers."""
-    notes = []
-    machine, settings = report.machine, report.settings
-    measured = [row for row in report.rows if row.latency is not None]
-    disturbed = [row for row in measured if (row.others_cores or 0.0) > _BUSY * machine.logical_cores]
-    if disturbed:
-        most = max(row.others_cores or 0.0 for row in disturbed)
-        notes.append(
-            f"the machine was busy: during {len(disturbed)} of {len(measured)} measurements other processes took up to "
-            f"{most:.1f} of {machine.logical_cores} cores; repeat when it is idle"
-        )
-    unsteady = [row for row in measured if row.latency is not None and row.latency.spread > _DRIFT]
-    if unsteady:
-        worst = max(unsteady, key=lambda row: row.latency.spread if row.latency else 0.0)
-        assert worst.latency is not None
-        notes.append(
-            f"{len(unsteady)} of {len(measured)} measurements spread by more than {_DRIFT:.0%} (worst: {worst.title} "
-            f"at {worst.length:,} tokens, {worst.latency.spread:.0%}): differences of that size mean nothing"
-        )
-    drifting = [
-        row
-        for row in measured
-        if len(row.round_medians_ms) > 1 and max(row.round_medians_ms) > (1 + _DRIFT) * min(row.round_medians_ms)
-    ]
-    if drifting:
-        notes.append(f"medians differ between rounds by more than {_DRIFT:.0%} in {len(drifting)} measurements")
-    cut = [row for row in measured if row.cut_short]
-    if cut:
-        notes.append(
-            f"{len(cut)} measurements have fewer than {settings.iterations} runs or {settings.duration_s:g} s, because "
-            "--time-limit ended them"
-        )
-    few = [row for row in measured if row.latency is not None and row.latency.runs < 100]
-    if few:
-        notes.append(f"p99 lies between the two slowest runs where there are fewer than 100 ({len(few)} measurements)")
-    return tuple(notes)
+def identity(manifest: Manifest) -> str:
+    """SHA-256 of what was exported and how it was converted; another version of the exporter does not change it."""
+    source = manifest.source
+    what = [source.kind, source.model_class, source.files, source.random_weights, source.seed]
+    # A hub id is all that names a model without hashed files.
+    what += [] if source.files else [source.location]
+    text = json.dumps([*what, dataclasses.asdict(manifest.conversion)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write(report: BenchReport, folder: Path, plot: bool) -> BenchReport:
-    """Write JSON and plot; what cannot be written becomes a note, because the numbers are worth keeping."""
+    """Write JSON, plot and page; what cannot be written becomes a note, because the numbers are worth keeping."""
     notes = list(report.notes)
     try:
         folder.mkdir(exist_ok=True)
@@ -304,10 +368,8 @@ def _write(report: BenchReport, folder: Path, plot: bool) -> BenchReport:
             except EnvironmentLacks as error:
                 notes.append(f"no plot: {error}")
         report = dataclasses.replace(report, notes=tuple(notes))
-        # Written whole or not at all: a reader never sees half a report.
-        partial = folder / f".{JSON_FILE}.part"
-        partial.write_text(report.to_json(), encoding="utf-8")
-        partial.replace(folder / JSON_FILE)
+        write_atomically(to_json(report), folder / JSON_FILE)
+        write_atomically(bench_page(report, plot), folder / PAGE_FILE)
     except OSError as error:
         notes.append(f"{folder}: the report could not be written: {error.strerror or error}; use --json")
         report = dataclasses.replace(report, notes=tuple(notes))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EnvironmentLacks
+from ..reports.page import COLORS
 from .report import OK, BenchReport, Row
 from .variants import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# From the palettes of Okabe and Ito and of Paul Tol, which stay apart for every kind of colour vision and are dark
-# enough for text; markers carry the same information.
-_STYLES = {
-    "kernel": ("#0072B2", "o"),
-    "body": ("#AA3377", "s"),
-    "dense": ("#00856A", "^"),
-    "stock": ("#D55E00", "D"),
-}
+_MARKERS = {"kernel": "o", "body": "s", "dense": "^", "stock": "D"}
+_STYLES = {name: (COLORS[name], marker) for name, marker in _MARKERS.items()}
 _INK, _FAINT = "#222222", "#6b6b6b"
 _LABEL_LINE = 0.043
 """Height of one line of a label at the right edge, in axes heights."""
@@ -37,6 +35,30 @@ def draw(report: BenchReport, path: Path) -> None:
         EnvironmentLacks: matplotlib is not installed.
         OSError: the file cannot be written.
     """
+    with _figure(report) as figure:
+        _titles(figure, report)
+        figure.savefig(path, dpi=200)
+
+
+def draw_svg(report: BenchReport) -> str:
+    """The same as an ``<svg>`` element for a page, without the titles, which the page has.
+
+    Raises:
+        EnvironmentLacks: matplotlib is not installed.
+    """
+    text = io.StringIO()
+    # Ids that are drawn anew each time would make equal pages differ.
+    with _figure(report, {"svg.hashsalt": "longspan", "svg.fonttype": "path"}) as figure:
+        figure.set_size_inches(12.4, 4.5)
+        figure.subplots_adjust(top=0.93, bottom=0.125)
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+@contextlib.contextmanager
+def _figure(report: BenchReport, settings: dict[str, Any] | None = None) -> Iterator[Any]:
+    """The figure with both panels; matplotlib's settings last as long as the context."""
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,9 +67,10 @@ def draw(report: BenchReport, path: Path) -> None:
         raise EnvironmentLacks(
             "the plot needs matplotlib, which is not installed; next step: pip install 'longspan[report]'"
         ) from error
-    with rc_context({"font.size": 9.5, "axes.edgecolor": _FAINT, "text.color": _INK, "axes.labelcolor": _INK}):
+    style = {"font.size": 9.5, "axes.edgecolor": _FAINT, "text.color": _INK, "axes.labelcolor": _INK}
+    with rc_context(style | (settings or {})):
         # No pyplot: it would keep the figure and choose a backend for the whole process.
-        figure = Figure(figsize=(12.4, 5.2), dpi=200, facecolor="white")
+        figure = Figure(figsize=(12.4, 5.2), facecolor="white")
         FigureCanvasAgg(figure)
         latency, memory = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.072, right=0.885, top=0.80, bottom=0.115, wspace=0.53)
@@ -55,8 +78,7 @@ def draw(report: BenchReport, path: Path) -> None:
         series = {name: rows for name, rows in series.items() if rows}
         _latency_panel(latency, series, report)
         _memory_panel(memory, series, report)
-        _titles(figure, report)
-        figure.savefig(path)
+        yield figure
 
 
 def _titles(figure: Any, report: BenchReport) -> None:

@@ -1,18 +1,20 @@
-"""The result of a benchmark, as records and as JSON."""
+"""The result of a benchmark, as records."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .machine import Machine
 from .settings import BenchSettings
-from .statistics import Crossover, Latency
+from .statistics import Crossover, Latency, drift, percentile
 from .variants import TITLES
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from .comparison import BenchComparison
+
+SCHEMA_VERSION = 2
+"""2 added the samples, the profile and the comparison; no release wrote version 1."""
 
 OK = "ok"
 OVER_LIMIT = "over limit"
@@ -51,8 +53,15 @@ class Row:
         others_cores: Cores that other processes kept busy during the trial; the most of all rounds.
         preemptions: Times that the system took a core away while sampling.
         kernel_nodes: Calls of longspan kernels in the profiled run.
-        kernel_share: Their part of that run's time.
         executed: Calls per execution provider and operator in the profiled run.
+        time_us: Time of the profiled ``run`` and of its parts: ``attention``, ``matmul``, ``other``; what is left is
+            the runtime's own, between the nodes.
+        attention_flops: Floating-point operations of all sites together, where their sizes are known.
+        sgemm_gflops: What the same runtime reached in one large float32 matrix product right after the trial, the
+            best of all rounds, in GFLOP/s.
+        drift: Median of the first quarter of a round's samples over that of its last quarter, minus 1; of the round
+            where it is largest. None below 12 samples.
+        samples_ns: Every sample in the order in which it was taken, one sequence per round.
     """
 
     variant: str
@@ -74,8 +83,12 @@ class Row:
     others_cores: float | None = None
     preemptions: int | None = None
     kernel_nodes: int | None = None
-    kernel_share: float | None = None
     executed: dict[str, dict[str, int]] = field(default_factory=dict)
+    time_us: dict[str, int] = field(default_factory=dict)
+    attention_flops: int | None = None
+    sgemm_gflops: float | None = None
+    drift: float | None = None
+    samples_ns: tuple[tuple[int, ...], ...] = ()
 
     @property
     def title(self) -> str:
@@ -90,12 +103,15 @@ class BenchReport:
     Attributes:
         model: Class of the model.
         attention: Its sites in words, e.g. ``"12 x SlidingWindowAttention, reach 256"``.
+        identity: Hash of what was exported and how it was converted, the same for every export of one model.
         reference: Variant that ratios and crossovers are relative to: ``"kernel"``, or ``"body"`` without the library.
         settings: What was asked for, with the lengths and global tokens that were used.
         machine: What it ran on.
         rows: By length, then by variant.
         crossovers: One per baseline.
+        diagnosis: What bounds the bundle, each sentence with its number.
         notes: What a reader should know before trusting the numbers.
+        comparison: Against an earlier report; None where none was given.
         command: The command line; empty when called from Python.
         created: UTC time, ISO 8601.
         schema_version: Version of this record.
@@ -103,12 +119,15 @@ class BenchReport:
 
     model: str
     attention: str
+    identity: str
     reference: str
     settings: BenchSettings
     machine: Machine
     rows: tuple[Row, ...]
     crossovers: tuple[Crossover, ...]
+    diagnosis: tuple[str, ...]
     notes: tuple[str, ...]
+    comparison: BenchComparison | None
     command: str
     created: str
     schema_version: int = SCHEMA_VERSION
@@ -129,10 +148,6 @@ class BenchReport:
                 return row
         raise KeyError(f"{variant} at {length} tokens")
 
-    def to_json(self) -> str:
-        """Indented JSON text; latencies are in milliseconds, other units are in the names."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-
 
 def describe_crossover(crossover: Crossover, reference: str) -> str:
     """One sentence, e.g. ``"faster than stock export from about 811 tokens (12.3x at 4096 tokens)"``."""
@@ -148,13 +163,17 @@ def describe_crossover(crossover: Crossover, reference: str) -> str:
     return f"{ours} is faster than {baseline} from about {crossover.tokens} tokens ({at_longest})"
 
 
-def pool(variant: str, length: int, batch: int, outcomes: list[dict[str, Any]]) -> Row:
+def pool(
+    variant: str, length: int, batch: int, outcomes: list[dict[str, Any]], attention_flops: int | None = None
+) -> Row:
     """One row from the outcomes of all rounds; the first that is not ``"ok"`` decides the state."""
     bad = next((outcome for outcome in outcomes if outcome["status"] != OK), None)
     if bad is not None:
         return Row(variant, length, bad["status"], bad["reason"])
-    samples = [sample for outcome in outcomes for sample in outcome["samples_ms"]]
-    latency = Latency.of(samples)
+    rounds = tuple(tuple(outcome["samples_ns"]) for outcome in outcomes)
+    latency = Latency.of([sample / 1e6 for samples in rounds for sample in samples])
+    sgemm = [outcome["sgemm_gflops"] for outcome in outcomes if outcome.get("sgemm_gflops")]
+    drifts = [found for samples in rounds if (found := drift(samples)) is not None]
     memory = [outcome["memory_bytes"] for outcome in outcomes]
     last = outcomes[-1]
     return Row(
@@ -169,12 +188,16 @@ def pool(variant: str, length: int, batch: int, outcomes: list[dict[str, Any]]) 
         load_s=min(outcome["load_s"] for outcome in outcomes),
         first_run_s=min(outcome["first_run_s"] for outcome in outcomes),
         warm_up_runs=sum(outcome["warm_up_runs"] for outcome in outcomes),
-        round_medians_ms=tuple(Latency.of(outcome["samples_ms"]).median for outcome in outcomes),
+        round_medians_ms=tuple(percentile(samples, 50) / 1e6 for samples in rounds),
         cut_short=any(outcome["cut_short"] for outcome in outcomes),
         cores_used=sum(outcome["cores_used"] for outcome in outcomes) / len(outcomes),
         others_cores=max(outcome["others_cores"] for outcome in outcomes),
         preemptions=sum(outcome["preemptions"] for outcome in outcomes),
         kernel_nodes=last["executed"]["kernel_nodes"],
-        kernel_share=last["executed"]["kernel_share"],
         executed=last["executed"]["nodes"],
+        time_us=last["executed"]["time_us"],
+        attention_flops=attention_flops,
+        sgemm_gflops=max(sgemm, default=None),
+        drift=max(drifts, key=abs, default=None),
+        samples_ns=rounds,
     )

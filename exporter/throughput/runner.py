@@ -32,13 +32,14 @@ def memory_limit(settings: BenchSettings) -> int:
     return settings.memory_limit_bytes or int(_MEMORY_SHARE * available_memory())
 
 
-def run_trial(variant: Variant, inputs: Path, settings: BenchSettings) -> dict[str, Any]:
+def run_trial(variant: Variant, inputs: Path, settings: BenchSettings, sgemm: Path | None = None) -> dict[str, Any]:
     """Run one trial.
 
     Args:
         variant: What to run; it must be available.
         inputs: npz file with the graph's inputs.
         settings: How to measure; the profile is written beside `inputs`.
+        sgemm: Model of one matrix product to time in the same process afterwards; None for none.
 
     Returns:
         What the child printed, or a record with the state and the reason when it ended otherwise.
@@ -56,6 +57,7 @@ def run_trial(variant: Variant, inputs: Path, settings: BenchSettings) -> dict[s
         "memory_limit_bytes": memory_limit(settings),
         "kernel_operators": [operator.name for operator in operators()],
         "folder": str(inputs.parent),
+        "sgemm": None if sgemm is None else str(sgemm),
     }
     begin = _clocks()
     try:

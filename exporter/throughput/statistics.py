@@ -26,6 +26,17 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (rank - below)
 
 
+def drift(samples: Sequence[float]) -> float | None:
+    """Median of the first quarter of a series over that of its last quarter, minus 1; None below 12 values.
+
+    Above 0 the series began slow: the warm-up was too short. Below 0 it ended slow: heat, or a neighbour.
+    """
+    quarter = len(samples) // 4
+    if quarter < 3:
+        return None
+    return percentile(samples[:quarter], 50) / percentile(samples[-quarter:], 50) - 1
+
+
 @dataclass(frozen=True)
 class Latency:
     """Latency of one variant at one length, in milliseconds.

@@ -6,6 +6,7 @@ JSON request from stdin and writes one JSON line to stdout; everything that libr
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -19,6 +20,12 @@ START = time.perf_counter()
 
 FEWEST_SAMPLES = 3
 """Runs below which a trial that meets its time limit reports no statistics."""
+
+_SGEMM_S = 1.0
+"""Time that must be left for the matrix product; it takes about a quarter of it."""
+
+_INLINED = "_inlfunc_"
+"""ONNX Runtime's prefix for the nodes of a function that it has expanded."""
 
 
 def main() -> None:
@@ -44,7 +51,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         request: ``model``, ``library`` (or None), ``inputs`` (an npz file), ``providers``, ``threads`` (0: the
             runtime's choice), ``warm_up_ms``, ``iterations``, ``duration_s``, ``time_limit_s``,
             ``memory_limit_bytes`` (or None), ``kernel_operators`` (names of operators that have kernels), ``folder``
-            (for the profile).
+            (for the profile), ``sgemm`` (a model of one matrix product to time for comparison, or None).
 
     Returns:
         ``status`` and, when ``"ok"``, the samples, memory and what the session executed.
@@ -88,9 +95,14 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     shapes = {value.name: list(array.shape) for value, array in zip(session.get_outputs(), outputs, strict=True)}
     del outputs
 
-    timing = _time(lambda: session.run(None, feeds), request, deadline, expected_s)
+    timing = _time(functools.partial(session.run, None, feeds), request, deadline, expected_s)
     memory["peak"] = peak_rss_bytes()
-    samples = timing["samples_ms"]
+    samples = timing["samples_ns"]
+    providers = session.get_providers()
+    del session
+    sgemm_gflops = None
+    if request["sgemm"] and time.perf_counter() + _SGEMM_S < deadline:
+        sgemm_gflops = _sgemm(ort, np, request)
     enough = not timing["cut_short"] or len(samples) >= FEWEST_SAMPLES
     reason = "" if enough else f"{request['time_limit_s']:g} s are too few for runs of about {expected_s:.3g} s"
     return {
@@ -99,17 +111,39 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         "load_s": load_s,
         "first_run_s": first_s,
         "memory_bytes": memory,
-        "providers": session.get_providers(),
+        "providers": providers,
         "outputs": shapes,
         "executed": executed,
+        "sgemm_gflops": sgemm_gflops,
         **timing,
     }
 
 
-def _session(ort: Any, request: dict[str, Any]) -> Any:
+def _sgemm(ort: Any, np: Any, request: dict[str, Any]) -> float:
+    """What the same runtime reaches with the same threads in one large matrix product, at best, in GFLOP/s."""
+    session = ort.InferenceSession(request["sgemm"], _options(ort, request), providers=request["providers"])
+    generator = np.random.default_rng(0)
+    feeds = {value.name: generator.standard_normal(value.shape, dtype=np.float32) for value in session.get_inputs()}
+    (rows, terms), (_, columns) = (value.shape for value in session.get_inputs())
+    session.run(None, feeds)
+    clock, best = time.perf_counter, float("inf")
+    end = clock() + _SGEMM_S / 4
+    while clock() < end:
+        begin = clock()
+        session.run(None, feeds)
+        best = min(best, clock() - begin)
+    return float(2e-9 * rows * terms * columns / best)
+
+
+def _options(ort: Any, request: dict[str, Any]) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = request["threads"]
     options.log_severity_level = 3
+    return options
+
+
+def _session(ort: Any, request: dict[str, Any]) -> Any:
+    options = _options(ort, request)
     options.enable_profiling = True
     options.profile_file_prefix = str(Path(request["folder"]) / "profile")
     if request["library"]:
@@ -148,7 +182,7 @@ def _time(call: Any, request: dict[str, Any], deadline: float, expected_s: float
     gc.enable()
     busy_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
     return {
-        "samples_ms": [sample / 1e6 for sample in samples],
+        "samples_ns": samples,
         "warm_up_runs": warm_up_runs,
         "cut_short": cut_short,
         "cores_used": busy_s / wall_s if wall_s else 0.0,
@@ -160,25 +194,31 @@ def _executed(profile: Path, kernel_operators: list[str]) -> dict[str, Any]:
     """What the session's own profile says about the last profiled run.
 
     Returns:
-        ``kernel_nodes``: calls of longspan kernels; ``kernel_share``: their part of the run's time; ``nodes``: calls
-        per execution provider and operator.
+        ``kernel_nodes``: calls of longspan kernels; ``nodes``: calls per execution provider and operator;
+        ``time_us``: time of the ``run`` and of its parts: ``attention`` (kernels, and the nodes of the functions that
+        stand in for them), ``matmul`` and ``other`` nodes.
     """
     events = json.loads(profile.read_text(encoding="utf-8"))
     profile.unlink()
     runs = [event for event in events if event.get("name") == "model_run"]
     run = max(runs, key=lambda event: event["ts"])
     nodes: dict[str, dict[str, int]] = {}
-    kernel_us = kernel_nodes = 0
+    time_us = {"run": run["dur"], "attention": 0, "matmul": 0, "other": 0}
+    kernel_nodes = 0
+    expanded = tuple(_INLINED + operator for operator in kernel_operators)
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < run["ts"]:
             continue
         operator, provider = event["args"]["op_name"], event["args"].get("provider", "")
         of_provider = nodes.setdefault(provider, {})
         of_provider[operator] = of_provider.get(operator, 0) + 1
-        if operator in kernel_operators:
-            kernel_us += event["dur"]
-            kernel_nodes += 1
-    return {"kernel_nodes": kernel_nodes, "kernel_share": kernel_us / max(run["dur"], 1), "nodes": nodes}
+        kernel_nodes += operator in kernel_operators
+        if operator in kernel_operators or event["name"].startswith(expanded):
+            part = "attention"
+        else:
+            part = "matmul" if "MatMul" in operator or "Gemm" in operator else "other"
+        time_us[part] += event["dur"]
+    return {"kernel_nodes": kernel_nodes, "nodes": nodes, "time_us": time_us}
 
 
 def peak_rss_bytes() -> int:

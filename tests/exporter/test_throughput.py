@@ -16,6 +16,7 @@ from longspan.exporter.bundle import Bundle
 from longspan.exporter.throughput import BenchSettings, benchmark, runner
 from longspan.exporter.throughput.benchmark import bench_inputs
 from longspan.exporter.throughput.report import describe_crossover
+from longspan.exporter.throughput.saved import load, to_json
 from longspan.exporter.throughput.settings import resolve_lengths
 from longspan.exporter.throughput.statistics import Crossover
 from longspan.exporter.throughput.variants import Variant, body_variant, kernel_variant, stock_variant
@@ -57,8 +58,9 @@ def test_bench_measures_every_variant_and_writes_the_report(bundle: Bundle) -> N
     assert {found.baseline for found in report.crossovers} == {"body", "dense", "stock"}
     assert any("stock export, 48 tokens" in stage for stage in stages)
     written = json.loads((bundle.reports_path / "bench.json").read_text())
-    assert written == json.loads(report.to_json())
-    assert written["schema_version"] == 1
+    assert written == json.loads(to_json(report))
+    assert load(bundle.reports_path / "bench.json", "--compare") == report
+    assert written["schema_version"] == 2
     assert written["settings"]["lengths"] == [48]
     assert written["machine"]["versions"]["onnxruntime"]
     assert (bundle.reports_path / "bench.png").read_bytes().startswith(b"\x89PNG")
@@ -211,7 +213,7 @@ def test_hopeless_trials_are_not_started() -> None:
 def test_a_limit_once_exceeded_skips_the_longer_lengths(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    def run_trial(variant: Variant, inputs: Path, settings: BenchSettings) -> dict[str, Any]:
+    def run_trial(variant: Variant, inputs: Path, settings: BenchSettings, sgemm: Path | None = None) -> dict[str, Any]:
         started.append(variant.name)
         return {"status": "over limit", "reason": "too slow"}
 
