@@ -23,15 +23,19 @@ def command(model: str, out: Path, force: bool, **options: object) -> int:
     """
     conversion = conversion_from(options)
     from ..exporter import export
-    from .sites_table import lowering_lines, sites_table, standard_lines
+    from .sites_table import lowering_lines, row_of, sites_table, standard_lines
     from .terminal import console, progress
 
     with progress("export") as stage:
         bundle = export(request_from(model, options), out, conversion=conversion, force=force, progress=stage)
     manifest = bundle.manifest
     terminal = console()
-    terminal.print(sites_table(manifest.sites))
-    terminal.print("\n".join([*lowering_lines(manifest.sites), *standard_lines(manifest.standard_sites)]))
+    shared, table = sites_table([row_of(site) for site in manifest.sites], manifest.standard_sites, terminal.width)
+    for line in shared:
+        terminal.print(line, soft_wrap=True)
+    terminal.print(table)
+    for line in [*lowering_lines(manifest.sites), *standard_lines(manifest.standard_sites)]:
+        terminal.print(line, soft_wrap=True, markup=False)
     limit = f"up to {manifest.max_length:,} tokens" if manifest.max_length else "any length"
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 2**20
     terminal.print(f"{bundle.path}: {len(manifest.sites)} sites replaced, {limit}, {size:,.1f} MiB")

@@ -80,7 +80,7 @@ class Scale:
         return self.cells * self.unit
 
 
-def scale_for(patterns: Iterable[Mapping[str, Any]], cells: int) -> Scale:
+def scale_for(patterns: Iterable[Mapping[str, Any]], cells: int, limit: int | None = None) -> Scale:
     """One scale for several patterns, so that their pictures can be compared.
 
     The unit is the power of two for which the widest bounded band takes about a quarter of the picture's width; 1 when
@@ -89,14 +89,16 @@ def scale_for(patterns: Iterable[Mapping[str, Any]], cells: int) -> Scale:
     Args:
         patterns: The attributes of each node.
         cells: Rows and columns of each picture.
+        limit: Tokens that the model accepts; the picture shows no more, unless a cell per token does.
     """
     widest = 0
     for pattern in patterns:
         attributes = Attributes.from_mapping(pattern)
         left, right = attributes.band(0)
         widest = max(widest, (left + right) * max(attributes.dilation))
+    wanted = _SPANS_PER_PICTURE * widest if limit is None else min(_SPANS_PER_PICTURE * widest, limit)
     unit = 1
-    while 2 * unit * cells <= _SPANS_PER_PICTURE * widest:
+    while 2 * unit * cells <= wanted:
         unit *= 2
     return Scale(cells, unit)
 

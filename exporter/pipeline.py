@@ -111,7 +111,7 @@ def rewrite(request: SourceRequest, conversion: Conversion, progress: Progress =
     progress("load")
     prepared = prepare(request, conversion)
     source, family = prepared.source, prepared.family
-    if conversion.window is not None and family is not None and family.name == "declared-windows":
+    if conversion.window is not None and family is not None and family.name in ("declared-windows", "gpt-neo"):
         raise InvalidRequest(
             f"--window: {source.record.model_class} declares windows of its own, and --window would leave them as they "
             "are; next step: export it without --window"
@@ -168,7 +168,7 @@ def _write(reservation: Reservation, rewritten: Rewritten, conversion: Conversio
         conversion=conversion,
         family=family.name if family is not None else "",
         faithful=prepared.faithful(conversion),
-        approximation=_approximation(prepared, conversion),
+        approximation=approximation(prepared, conversion),
         max_length=source.max_length,
         trained_length=prepared.trained_length,
         inputs=(),
@@ -189,7 +189,8 @@ def _write(reservation: Reservation, rewritten: Rewritten, conversion: Conversio
     return reservation.write(write_model)
 
 
-def _approximation(prepared: Prepared, conversion: Conversion) -> str:
+def approximation(prepared: Prepared, conversion: Conversion) -> str:
+    """Where the approximation error of an export comes from; empty where there is none."""
     causes = []
     if prepared.family is not None and not prepared.faithful(conversion):
         causes.append(prepared.family.reason)
