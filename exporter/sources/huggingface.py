@@ -99,7 +99,8 @@ def shrink(config: PretrainedConfig) -> None:
     Of many layers two stay, or the first of each kind where there are more kinds. Windows above 32 tokens become 32,
     chunks above 64 become 64, so that a text of a few hundred tokens goes well beyond them. Positions stay.
     """
-    before, kept = config.num_hidden_layers, _kept_layers(config)
+    before = getattr(config, "num_hidden_layers", 0)
+    kept = _kept_layers(config, before)
     for name, size in {**_SMALL, "num_hidden_layers": len(kept)}.items():
         value = getattr(config, name, None)
         if isinstance(value, int) and value > size:
@@ -115,15 +116,15 @@ def shrink(config: PretrainedConfig) -> None:
             last = config.vocab_size - 1
             setattr(config, name, [min(v, last) for v in value] if isinstance(value, list) else min(value, last))
         # One entry per layer: attention_window, layer_types, …
-        elif isinstance(value, list) and len(value) == before and name != "architectures":
+        elif isinstance(value, list) and len(value) == before > 0 and name != "architectures":
             setattr(config, name, [value[layer] for layer in kept])
 
 
-def _kept_layers(config: PretrainedConfig) -> list[int]:
+def _kept_layers(config: PretrainedConfig, before: int) -> list[int]:
     """Positions of the layers to keep: the first of each kind, and the next ones up to two."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or []
     first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-    others = (layer for layer in range(config.num_hidden_layers) if layer not in first)
+    others = (layer for layer in range(before) if layer not in first)
     return sorted([*first, *itertools.islice(others, max(0, _LAYERS - len(first)))])
 
 
@@ -268,7 +269,8 @@ def _example_inputs(model: PreTrainedModel, request: SourceRequest) -> dict[str,
     config = model.config
     generator = torch.Generator().manual_seed(request.seed)
     low, high = _vocabulary(config)
-    length = min(EXAMPLE_LENGTH, max_length(model) or EXAMPLE_LENGTH)
+    # Shorter than the longest: there a table of positions needs no slice, and torch.export would fix the length.
+    length = min(EXAMPLE_LENGTH, max((max_length(model) or EXAMPLE_LENGTH + 1) - 1, 1))
     shape = (EXAMPLE_BATCH, length)
     mask = torch.ones(shape, dtype=torch.int64)
     mask[-1, -3:] = 0

@@ -35,6 +35,7 @@ class WindowedFamily:
         left: Keys before a query's own.
         right: Keys after it.
         chunk: Tokens of a chunk; 0 where the layers have windows.
+        adapter: Name of the adapter that must recognise it.
     """
 
     model_class: str
@@ -43,6 +44,7 @@ class WindowedFamily:
     left: int = WINDOW - 1
     right: int = 0
     chunk: int = 0
+    adapter: str = "declared-windows"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -53,14 +55,23 @@ class WindowedFamily:
 FAMILIES: dict[str, WindowedFamily] = {
     "mistral": WindowedFamily("MistralModel", {"model_type": "mistral", "sliding_window": WINDOW}),
     "mixtral": WindowedFamily(
-        "MixtralModel", {"model_type": "mixtral", "sliding_window": WINDOW, "num_local_experts": 4}
+        "MixtralModel",
+        {"num_hidden_layers": 1, "model_type": "mixtral", "sliding_window": WINDOW, "num_local_experts": 4},
+        windowed=(0,),
     ),
     "ministral": WindowedFamily(
         "MinistralModel",
-        {"model_type": "ministral", "sliding_window": WINDOW, "layer_types": _ALTERNATING},
+        {
+            "num_hidden_layers": 1,
+            "model_type": "ministral",
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention"],
+        },
         windowed=(0,),
     ),
-    "ministral3": WindowedFamily("Ministral3Model", {"model_type": "ministral3", "sliding_window": WINDOW}),
+    "ministral3": WindowedFamily(
+        "Ministral3Model", {"num_hidden_layers": 1, "model_type": "ministral3", "sliding_window": WINDOW}, windowed=(0,)
+    ),
     "qwen2": WindowedFamily(
         "Qwen2Model",
         {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
@@ -68,7 +79,14 @@ FAMILIES: dict[str, WindowedFamily] = {
     ),
     "qwen3": WindowedFamily(
         "Qwen3Model",
-        {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0},
+        {
+            "num_hidden_layers": 1,
+            "model_type": "qwen3",
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 0,
+        },
+        windowed=(0,),
     ),
     "gemma2": WindowedFamily(
         "Gemma2Model",
@@ -96,38 +114,74 @@ FAMILIES: dict[str, WindowedFamily] = {
         },
         windowed=(0,),
     ),
-    "phi3": WindowedFamily("Phi3Model", {"model_type": "phi3", "sliding_window": WINDOW}),
-    "starcoder2": WindowedFamily("Starcoder2Model", {"model_type": "starcoder2", "sliding_window": WINDOW}),
+    "phi3": WindowedFamily(
+        "Phi3Model", {"num_hidden_layers": 1, "model_type": "phi3", "sliding_window": WINDOW}, windowed=(0,)
+    ),
+    "starcoder2": WindowedFamily(
+        "Starcoder2Model", {"num_hidden_layers": 1, "model_type": "starcoder2", "sliding_window": WINDOW}, windowed=(0,)
+    ),
     "cohere2": WindowedFamily(
-        "Cohere2Model", {"model_type": "cohere2", "sliding_window": WINDOW, "layer_types": _ALTERNATING}, windowed=(0,)
+        "Cohere2Model",
+        {
+            "num_hidden_layers": 1,
+            "model_type": "cohere2",
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention"],
+        },
+        windowed=(0,),
     ),
     "olmo3": WindowedFamily(
-        "Olmo3Model", {"model_type": "olmo3", "sliding_window": WINDOW, "layer_types": _ALTERNATING}, windowed=(0,)
+        "Olmo3Model",
+        {"num_hidden_layers": 1, "model_type": "olmo3", "sliding_window": WINDOW, "layer_types": ["sliding_attention"]},
+        windowed=(0,),
     ),
     "smollm3": WindowedFamily(
         "SmolLM3Model",
         {
+            "num_hidden_layers": 1,
             "model_type": "smollm3",
             "use_sliding_window": True,
             "sliding_window": WINDOW,
-            "no_rope_layers": [0, 1],
-            "layer_types": _ALTERNATING,
+            "no_rope_layers": [0],
+            "layer_types": ["sliding_attention"],
         },
         windowed=(0,),
     ),
     "modernbert": WindowedFamily(
         "ModernBertModel",
-        {"model_type": "modernbert", "local_attention": 8, "layer_types": _ALTERNATING, "cls_token_id": 1,
-         "sep_token_id": 2},
+        {
+            "model_type": "modernbert",
+            "local_attention": 8,
+            "layer_types": _ALTERNATING,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
         windowed=(0,),
         left=4,
         right=4,
     ),
     "modernbert-decoder": WindowedFamily(
         "ModernBertDecoderModel",
-        {"model_type": "modernbert-decoder", "local_attention": 16, "layer_types": _ALTERNATING, "cls_token_id": 1,
-         "sep_token_id": 2},
+        {
+            "model_type": "modernbert-decoder",
+            "local_attention": 16,
+            "layer_types": _ALTERNATING,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
         windowed=(0,),
+    ),
+    "gpt_neo": WindowedFamily(
+        "GPTNeoModel",
+        {
+            "model_type": "gpt_neo",
+            "window_size": WINDOW,
+            "attention_types": [[["global", "local"], 1]],
+            "num_layers": 2,
+            "num_heads": 4,
+        },
+        windowed=(1,),
+        adapter="gpt-neo",
     ),
     "llama4_text": WindowedFamily(
         "Llama4TextModel",
@@ -143,4 +197,4 @@ FAMILIES: dict[str, WindowedFamily] = {
         windowed=(0,),
         chunk=WINDOW,
     ),
-}  # fmt: skip
+}
