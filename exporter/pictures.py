@@ -104,13 +104,14 @@ def _heads(heads: list[int]) -> str:
     return f"heads {heads[0]}–{heads[-1]}" if adjacent else f"heads {','.join(map(str, heads))}"
 
 
-def explain_scale(scale: Scale) -> str:
-    """How a picture at `scale` is to be read."""
+def explain_scale(scale: Scale, inspection: Inspection) -> str:
+    """How pictures of `inspection` at `scale` are to be read."""
     if scale.unit == 1:
         return f"{scale.length:,} tokens, each cell one query and one key"
+    dilated = any(max(report.site.attributes.get("dilation", [1])) > 1 for report in inspection.sites)
     return (
         f"{scale.length:,} tokens, each cell {scale.unit} queries and {scale.unit} keys; windows are divided by "
-        f"{scale.unit}, the steps of a dilation are drawn in cells"
+        f"{scale.unit}{', the steps of a dilation are drawn in cells' if dilated else ''}"
     )
 
 
@@ -212,7 +213,7 @@ def _draw_words(figure: Figure, inspection: Inspection, drawn: tuple[Panel, ...]
     name = inspection.model_class.rpartition(".")[2]
     margin = 0.2 / width
     figure.text(margin, 1 - 0.2 / height, f"{name}: which keys each query sees", size=11, weight="bold", va="top")
-    figure.text(margin, 0.12 / height, explain_scale(scale), size=7, color=_FAINT, va="bottom")
+    figure.text(margin, 0.12 / height, explain_scale(scale, inspection), size=7, color=_FAINT, va="bottom")
     kinds: list[tuple[int, str]] = [(BAND, "in the window")]
     if any((panel.cells == GLOBAL).any() for panel in drawn):
         kinds.append((GLOBAL, "of and to a global token"))
@@ -255,7 +256,7 @@ def picture_lines(inspection: Inspection, width: int, encoding: str) -> list[str
         padded = [[" " * (TEXT_CELLS + 2)] * (tallest - len(block)) + block for block in row]
         lines += [" ".join(parts).rstrip() for parts in zip(*padded, strict=True)]
         lines.append("")
-    lines += textwrap.wrap(explain_scale(scale), width)
+    lines += textwrap.wrap(explain_scale(scale, inspection), width)
     return [line.replace("–", "-").replace("…", "...") for line in lines] if plain else lines
 
 

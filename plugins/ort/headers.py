@@ -40,6 +40,7 @@ SYSTEM_FOLDERS = (
     "/usr/local/include",
     "/usr/include",
 )
+APT_FOLDER = Path("/etc/apt")
 TIMEOUT_SECONDS = 60
 
 
@@ -78,6 +79,26 @@ def find_headers() -> Path:
     )
 
 
+def locate_headers() -> tuple[Path | None, str]:
+    """Look for the headers without downloading anything.
+
+    Returns:
+        The folder that holds them, or None; and in the latter case the address that `find_headers` would try first.
+    """
+    for source in (_from_environment, _from_system):
+        try:
+            return source(), ""
+        except (Unavailable, OSError):
+            # As in `find_headers`: a folder that the user named is not worked around.
+            if source is _from_environment and os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
+                return None, ""
+    for sha256, include in ((DEBIAN_SHA256, DEBIAN_INCLUDE), (ARCHIVE_SHA256, ARCHIVE_INCLUDE)):
+        if _cache(sha256).is_dir():
+            return _cache(sha256) / include, ""
+    mirrors = _debian_mirrors() if shutil.which("dpkg-deb") is not None else []
+    return None, f"{mirrors[0]}/{DEBIAN_PACKAGE}" if mirrors else ARCHIVE
+
+
 def _from_environment() -> Path:
     value = os.environ.get("ONNXRUNTIME_INCLUDE_DIR", "")
     if not value:
@@ -100,7 +121,7 @@ def _from_debian() -> Path:
         raise Unavailable("dpkg-deb is not on this system")
     mirrors = _debian_mirrors()
     if not mirrors:
-        raise Unavailable("no Debian mirror is configured in /etc/apt")
+        raise Unavailable(f"no Debian mirror is configured in {APT_FOLDER}")
     refusals = []
     for mirror in mirrors:
         try:
@@ -141,8 +162,7 @@ def _first_with_header(folders: Iterable[str]) -> Path:
 def _debian_mirrors() -> list[str]:
     """Base addresses of the Debian archives that apt is configured with, in order, without duplicates."""
     mirrors: dict[str, None] = {}
-    etc = Path("/etc/apt")
-    for file in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
+    for file in [APT_FOLDER / "sources.list", *sorted((APT_FOLDER / "sources.list.d").glob("*"))]:
         if not file.is_file() or file.suffix not in (".list", ".sources"):
             continue
         for line in file.read_text(errors="replace").splitlines():
@@ -155,9 +175,15 @@ def _debian_mirrors() -> list[str]:
     return list(mirrors)
 
 
+def _cache(sha256: str) -> Path:
+    """Folder for what is unpacked from the download with that hash."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "longspan" / f"headers-{sha256[:16]}"
+
+
 def _cached(url: str, sha256: str, unpack: Callable[[bytes, Path], None]) -> Path:
     """The unpacked download with that hash, from the cache or fetched into it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longspan" / f"headers-{sha256[:16]}"
+    cache = _cache(sha256)
     if cache.is_dir():
         return cache
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:

@@ -117,17 +117,3 @@ def test_what_nobody_foresaw_is_one_line_and_exit_3(
     monkeypatch.setattr("longspan.exporter.environment.examine", fail)
     assert run(["doctor"]) == exit_codes.EXPORT_FAILED
     assert capsys.readouterr().err == f"{line}\n"
-
-
-def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "--json"]) == 0
-    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert findings["torch"]["found"] and findings["onnxruntime"]["found"]
-
-    def missing() -> str:
-        raise LibraryMissing("not built")
-
-    monkeypatch.setattr("longspan.exporter.environment.ort_library_path", missing)
-    assert run(["doctor"]) == 0
-    printed = capsys.readouterr().out
-    assert "longspan kernels" in printed and "apt-get install g++" in printed
