@@ -94,6 +94,8 @@ def _print(inspection: Inspection, every: bool) -> None:
     terminal.print(table)
     for line in [*lowering_lines(sites), *standard_lines(inspection.standard), *_cost_lines(inspection)]:
         terminal.print(line, soft_wrap=True, markup=False)
+    if inspection.random_weights:
+        terminal.print("random weights: a small model of this architecture, with fewer layers and short windows")
     if inspection.approximation:
         terminal.print(f"approximates the original: {inspection.approximation}", soft_wrap=True, markup=False)
     if inspection.kind == "model":

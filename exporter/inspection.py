@@ -59,6 +59,7 @@ class Inspection:
         target: What was inspected.
         kind: ``"bundle"``, or ``"model"`` where the sites are those that an export would replace.
         model_class: Python class of the module.
+        random_weights: Whether the module is a small one of the same architecture, with fewer layers and short windows.
         length: Tokens that costs are for.
         max_length: Longest sequence that the model accepts; None when unlimited.
         global_tokens: Global tokens that `flops` and `density` count at sites that take them.
@@ -70,6 +71,7 @@ class Inspection:
     target: str
     kind: str
     model_class: str
+    random_weights: bool
     length: int
     max_length: int | None
     global_tokens: int
@@ -121,6 +123,7 @@ def inspect(
         target=request.location,
         kind="model",
         model_class=source.record.model_class,
+        random_weights=source.record.random_weights,
         length=length,
         max_length=source.max_length,
         global_tokens=conversion.global_tokens,
@@ -146,6 +149,7 @@ def _inspect_bundle(location: str, length: int | None, conversion: Conversion) -
         target=location,
         kind="bundle",
         model_class=manifest.source.model_class,
+        random_weights=manifest.source.random_weights,
         length=length,
         max_length=manifest.max_length,
         global_tokens=global_tokens,

@@ -109,9 +109,11 @@ def explain_scale(scale: Scale, inspection: Inspection) -> str:
     if scale.unit == 1:
         return f"{scale.length:,} tokens, each cell one query and one key"
     dilated = any(max(report.site.attributes.get("dilation", [1])) > 1 for report in inspection.sites)
+    takes_global = any("global_mask" in report.site.inputs for report in inspection.sites)
     return (
         f"{scale.length:,} tokens, each cell {scale.unit} queries and {scale.unit} keys; windows are divided by "
         f"{scale.unit}{', the steps of a dilation are drawn in cells' if dilated else ''}"
+        f"{', a global token takes a whole cell' if takes_global else ''}"
     )
 
 

@@ -38,6 +38,9 @@ def trace(source: Source, family: Family | None, conversion: Conversion) -> ir.M
         NothingReplaced: no site became a longspan node.
         ExportFailed: torch.export or torch.onnx failed, or a site was not replaced.
     """
+    if family is None and source.record.kind in ("huggingface", "config") and not source.record.remote_code:
+        # The code of transformers calls no longspan operator: its trace, which may take minutes, would find none.
+        raise _nothing_replaced(source)
     with contextlib.ExitStack() as stack:
         if family is not None:
             stack.enter_context(family.intercept(source.model, conversion))  # type: ignore[arg-type]
@@ -49,16 +52,20 @@ def trace(source: Source, family: Family | None, conversion: Conversion) -> ir.M
     replaced = sum(1 for _ in longspan_nodes(model))
     expected = len(family.sites(source.model, conversion)) if family is not None else None  # type: ignore[arg-type]
     if not replaced:
-        raise NothingReplaced(
-            f"{source.record.location}: no attention site was replaced in {source.record.model_class}; next step: for "
-            "a dense encoder add --window N; docs/families.md says what else is recognised"
-        )
+        raise _nothing_replaced(source)
     if expected is not None and replaced != expected:
         raise ExportFailed(
             f"{source.record.location}: {replaced} of {expected} attention sites were replaced; the model does not "
             "call them all, or calls some twice"
         )
     return model
+
+
+def _nothing_replaced(source: Source) -> NothingReplaced:
+    return NothingReplaced(
+        f"{source.record.location}: no attention site was replaced in {source.record.model_class}; next step: for a "
+        "dense encoder add --window N; docs/families.md says what else is recognised"
+    )
 
 
 def trace_stock(source: Source) -> ir.Model:

@@ -14,7 +14,7 @@ from longspan.cli.main import run
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from ..exporter.models import BERT, LONGFORMER, write_config
+from ..exporter.models import BERT, write_config
 
 MODELS = """
 import torch
@@ -35,6 +35,13 @@ class Windowed(NoAttention):
             q, x, x, left_window_size=self.left, right_window_size=0, q_num_heads=self.heads, kv_num_heads=self.kv_heads
         )
 
+class Wide(Windowed):
+    def __init__(self):
+        super().__init__()
+        self.wide = torch.nn.Linear(8, 4096)
+    def forward(self, x):
+        return self.wide(super().forward(x))
+
 def _made(model, **settings):
     for name, value in settings.items():
         setattr(model, name, value)
@@ -45,6 +52,9 @@ def no_attention():
 
 def windowed():
     return _made(Windowed())
+
+def wide():
+    return _made(Wide())
 
 def uneven_heads():
     return _made(Windowed(), heads=3, kv_heads=3)
@@ -274,20 +284,16 @@ def test_weights_of_another_shape(fails: Callable[..., str], bert_folder: Path, 
 
 
 def test_a_source_that_changed_after_export(
-    fails: Callable[..., str], bert_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fails: Callable[..., str], models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    assert run(["export", str(bert_folder), str(out), "--window", "16"]) == 0
+    assert run(["export", f"{models}:windowed", str(tmp_path / "out")]) == 0
     capsys.readouterr()
-    weights = load_file(bert_folder / "model.safetensors")
-    weights["embeddings.LayerNorm.bias"] += 1
-    save_file(weights, bert_folder / "model.safetensors", metadata={"format": "pt"})
-    assert "model.safetensors" in fails(2, "check", out)
+    Path(models).write_text(MODELS.replace("left, heads, kv_heads = 3", "left, heads, kv_heads = 2"))
+    assert "models.py" in fails(2, "check", tmp_path / "out")
 
 
-def test_a_full_disk(fails: Callable[..., str], small_disk: None, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "source", LONGFORMER)
-    line = fails(3, "export", config, tmp_path / "models" / "out", "--random-weights")
+def test_a_full_disk(fails: Callable[..., str], small_disk: None, models: str, tmp_path: Path) -> None:
+    line = fails(3, "export", f"{models}:wide", tmp_path / "new" / "out")
     assert "could not be written: File too large" in line and "make room" in line
 
 

@@ -69,6 +69,7 @@ def test_the_table_says_what_was_replaced_and_how(inspected: Callable[..., str],
 
 def test_an_approximation_is_said(inspected: Callable[..., str], bert_bundle: Path) -> None:
     out = inspected(bert_bundle)
+    assert "random weights: a small model of this architecture" in out
     assert "approximates the original: dense attention cut to a window; positions extended beyond 64" in out
     assert "encoder.layer.0–1.attention.self ×2" in out
 

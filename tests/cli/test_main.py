@@ -60,7 +60,7 @@ def test_export_then_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     report = json.loads(capsys.readouterr().out)
     assert [site["site"]["layer"] for site in report["sites"]] == [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
     assert run(["inspect", str(out)]) == 0
-    assert "4 left, 4 right" in capsys.readouterr().out
+    assert "4+4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def report(layer: int, global_mask: bool = False, **attributes: Any) -> SiteRepo
 
 
 def inspection(*sites: SiteReport, **changes: Any) -> Inspection:
-    made = Inspection("x", "model", "models.Model", 4096, None, 0, "", sites, ())
+    made = Inspection("x", "model", "models.Model", False, 4096, None, 0, "", sites, ())
     return dataclasses.replace(made, **changes)
 
 
