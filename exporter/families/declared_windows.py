@@ -19,13 +19,14 @@ from ..sites import StandardSite
 from .attention_interface import banded_attention, interface, on_the_interface
 from .base import Family, replaced
 from .exportable import exportable
-from .mask_meaning import Chunks, Pattern, fingerprint, read_pattern
+from .mask_meaning import Band, Chunks, Pattern, fingerprint, read_pattern
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from ..conversion import Conversion
+    from .chunked_attention import ChunkLayout
 
 # What a model may hand to its attention without changing what is computed beyond what the operator knows.
 _HARMLESS = frozenset(
@@ -64,11 +65,13 @@ class _PatternMask:
     Attributes:
         pattern: What the mask would say.
         padding: bool (B, S), True = attend; None without padding.
+        chunks: Where the pattern is chunks, how the batch is cut.
         stock: Makes the mask itself, for attention that must stay as it is.
     """
 
     pattern: Pattern
     padding: torch.Tensor | None
+    chunks: ChunkLayout | None
     stock: Callable[[], Any]
 
 
@@ -135,17 +138,20 @@ def _attend(
     if refusal:
         return stock(module, query, key, value, attention_mask.stock(), **keywords)  # type: ignore[no-any-return]
     common: dict[str, Any] = {
-        "padding": attention_mask.padding,
         "scaling": keywords.get("scaling"),
         "softcap": keywords.get("softcap") or 0.0,
         "sinks": keywords.get("s_aux"),
     }
     pattern = attention_mask.pattern
-    if isinstance(pattern, Chunks):
-        from .chunked_attention import chunked_attention
+    if isinstance(pattern, Band):
+        padding = attention_mask.padding
+        return banded_attention(
+            query, key, value, padding=padding, left=pattern.left, right=pattern.right, **common
+        ), None
+    from .chunked_attention import chunked_attention
 
-        return chunked_attention(query, key, value, size=pattern.size, **common), None
-    return banded_attention(query, key, value, left=pattern.left, right=pattern.right, **common), None
+    assert attention_mask.chunks is not None
+    return chunked_attention(query, key, value, layout=attention_mask.chunks, **common), None
 
 
 def _refusal(keywords: dict[str, Any]) -> str:
@@ -168,11 +174,24 @@ def _make_mask(
         meanings[print_] = read_pattern(function, _left_padding(keywords), keywords.get("use_vmap", False))
     pattern = meanings.get(print_)
     if pattern is not None and pattern.bounded and keywords["q_length"] == keywords["kv_length"]:
-        return _PatternMask(pattern, padding, lambda: stock(**keywords))
+        chunks = _chunks(pattern, **keywords) if isinstance(pattern, Chunks) else None
+        return _PatternMask(pattern, padding, chunks, lambda: stock(**keywords))
     mask = stock(**keywords)
     if recorder is not None:
         recorder.mask_made(mask, pattern)
     return mask
+
+
+def _chunks(
+    pattern: Chunks, *, attention_mask: torch.Tensor | None, batch_size: int, q_length: int, device: Any, **_: Any
+) -> ChunkLayout:
+    import torch
+
+    from .chunked_attention import ChunkLayout
+
+    if attention_mask is None:
+        attention_mask = torch.ones((batch_size, q_length), dtype=torch.bool, device=device)
+    return ChunkLayout.of(attention_mask, pattern.size)
 
 
 def _left_padding(keywords: dict[str, Any]) -> torch.Tensor:
