@@ -239,8 +239,10 @@ def _put_in_place(staging: Path, target: Path, old: Path) -> None:
 
 def _not_written(out: Path, error: OSError) -> ExportFailed:
     text = f"{out}: could not be written: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         parent = next(folder for folder in Path(os.path.realpath(out)).parents if folder.exists())
         free = shutil.disk_usage(parent).free / 2**20
         text += f" ({free:,.0f} MiB free); nothing is left of it; next step: make room, or choose another folder"
+    elif error.errno == errno.EFBIG:
+        text += "; nothing is left of it; next step: raise the limit on file sizes (ulimit -f)"
     return ExportFailed(text)

@@ -57,8 +57,8 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small_disk() -> Iterator[None]:
-    """The system refuses to write any file beyond 64 KiB, as a full disk does."""
+def small_files() -> Iterator[None]:
+    """The system refuses to write any file beyond 64 KiB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     yield

@@ -101,6 +101,7 @@ def shrink(config: PretrainedConfig) -> None:
     """
     before = getattr(config, "num_hidden_layers", 0)
     kept = _kept_layers(config, before)
+    head_size = _head_size(config)
     for name, size in {**_SMALL, "num_hidden_layers": len(kept)}.items():
         value = getattr(config, name, None)
         if isinstance(value, int) and value > size:
@@ -111,6 +112,11 @@ def shrink(config: PretrainedConfig) -> None:
             config.query_pre_attn_scalar = config.head_dim
     if hasattr(config, "initializer_range"):
         config.initializer_range = _INITIALIZER_RANGE
+    rotation = getattr(config, "rope_parameters", None) or {}
+    for name, factors in rotation.items():
+        # One factor per pair of channels: short_factor, long_factor.
+        if isinstance(factors, list) and head_size:
+            rotation[name] = factors[: len(factors) * _head_size(config) // head_size]
     for name, value in vars(config).items():
         if name.endswith("_token_id") and value is not None:
             last = config.vocab_size - 1
@@ -118,6 +124,12 @@ def shrink(config: PretrainedConfig) -> None:
         # One entry per layer: attention_window, layer_types, …
         elif isinstance(value, list) and len(value) == before > 0 and name != "architectures":
             setattr(config, name, [value[layer] for layer in kept])
+
+
+def _head_size(config: PretrainedConfig) -> int:
+    """Channels of a head; 0 where the configuration does not say."""
+    heads = getattr(config, "num_attention_heads", 0)
+    return getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
 
 
 def _kept_layers(config: PretrainedConfig, before: int) -> list[int]:
@@ -253,13 +265,16 @@ def _load_error(request: SourceRequest, error: Exception) -> Exception:
         return InvalidRequest(
             f"{request.location}: comes with Python code of its own; if you trust it, add --trust-remote-code"
         )
-    first_line = " ".join(text.split("\n\n")[0].split()) or type(error).__name__
+    # Of a paragraph of advice the first sentence says what is wrong.
+    first = " ".join(text.split()).split(". ")[0].rstrip(".") or type(error).__name__
     if not Path(request.location).exists() and isinstance(error, OSError):
         return EnvironmentLacks(
-            f"{request.location}: no such folder, and the hub did not give it ({first_line}); next step: check the "
+            f"{request.location}: no such folder, and the hub did not give it ({first}); next step: check the "
             "name, or download the model and give its folder"
         )
-    return ExportFailed(f"{request.location}: transformers cannot load it: {first_line}")
+    return ExportFailed(
+        f"{request.location}: transformers cannot load it: {first}; next step: correct it, or download it again"
+    )
 
 
 def _example_inputs(model: PreTrainedModel, request: SourceRequest) -> dict[str, torch.Tensor]:

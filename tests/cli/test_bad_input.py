@@ -292,9 +292,23 @@ def test_a_source_that_changed_after_export(
     assert "models.py" in fails(2, "check", tmp_path / "out")
 
 
-def test_a_full_disk(fails: Callable[..., str], small_disk: None, models: str, tmp_path: Path) -> None:
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], models: str, tmp_path: Path) -> None:
+    from longspan.exporter import pipeline
+
+    save = pipeline.save_model
+
+    def save_to_full_disk(graph: Any, file: Path) -> None:
+        file.symlink_to("/dev/full")
+        save(graph, file)
+
+    monkeypatch.setattr(pipeline, "save_model", save_to_full_disk)
+    line = fails(3, "export", f"{models}:windowed", tmp_path / "new" / "out")
+    assert "could not be written: No space left on device" in line and "make room" in line
+
+
+def test_a_limit_on_file_sizes(fails: Callable[..., str], small_files: None, models: str, tmp_path: Path) -> None:
     line = fails(3, "export", f"{models}:wide", tmp_path / "new" / "out")
-    assert "could not be written: File too large" in line and "make room" in line
+    assert "could not be written: File too large" in line and "ulimit -f" in line
 
 
 def test_a_folder_that_nobody_may_write(fails: Callable[..., str], models: str) -> None:
