@@ -333,6 +333,8 @@ def _scope_lines(report: CheckReport) -> list[str]:
 
 
 def _verdict(report: CheckReport) -> list[str]:
+    from rich.markup import escape
+
     from ..exporter.parity.report import describe_first_off
 
     failures = report.failures
@@ -345,4 +347,4 @@ def _verdict(report: CheckReport) -> list[str]:
         return [f"[bold green]pass[/]: {compared} cases, by {ran}{skipped}"]
     more = f" (and {len(failures) - 1} more errors)" if len(failures) > 1 else ""
     found = (describe_first_off(report, path.name) for path in report.paths)
-    return [f"[bold red]FAIL[/]: {failures[0]}{more}", *(line for line in found if line)]
+    return [f"[bold red]FAIL[/]: {escape(failures[0])}{more}", *(escape(line) for line in found if line)]

@@ -13,8 +13,9 @@ from longspan.cli.main import run
 from longspan.exporter import throughput
 from longspan.exporter.throughput.benchmark import bench
 from longspan.exporter.throughput.report import BenchReport, Row
+from longspan.exporter.throughput.saved import to_json
 from longspan.exporter.throughput.settings import BenchSettings
-from longspan.exporter.throughput.statistics import Crossover
+from longspan.exporter.throughput.statistics import Crossover, Latency
 from longspan.exporter.throughput.variants import Variant
 
 QUICK = ["--lengths", "48", "--iterations", "1", "--duration", "0", "--warm-up", "0"]
@@ -141,3 +142,83 @@ def test_min_speedup(report: BenchReport, capsys: pytest.CaptureFixture[str]) ->
     # A promise that was not measured is not kept.
     assert verdict(report, 1.0) == 1
     assert "neither dense SDPA nor the stock export was measured" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def saved(report: BenchReport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved report of 60 samples, and beside it one that was twice as fast."""
+    folder = tmp_path_factory.mktemp("saved")
+    (row,) = report.rows
+    for name, factor in (("now.json", 2), ("before.json", 1)):
+        samples = tuple(factor * (1_000_000 + 1000 * index) for index in range(60))
+        latency = Latency.of([sample / 1e6 for sample in samples])
+        one = dataclasses.replace(report, rows=(dataclasses.replace(row, samples_ns=(samples,), latency=latency),))
+        (folder / name).write_text(to_json(one))
+    return folder
+
+
+def test_a_regression_fails_and_is_named(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now, before, page = str(saved / "now.json"), str(saved / "before.json"), tmp_path / "bench.html"
+    assert run(["bench", now, "--compare", before, "--html", str(page), "--no-plot"]) == 1
+    captured = capsys.readouterr()
+    assert "longspan kernel at 1 x 48 tokens: 2.000 times as long" in captured.out
+    assert "failed: --compare" in captured.err and "regressed" in captured.err
+    assert "Slower than before" in page.read_text()
+    # Twice as long is allowed where that is said, and the other way round it is faster.
+    assert run(["bench", now, "--compare", before, "--regression", "150%"]) == 0
+    assert run(["bench", before, "--compare", now]) == 0
+    assert "faster" in capsys.readouterr().out
+
+
+def test_another_machine_is_refused_unless_forced(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((saved / "before.json").read_text())
+    data["machine"]["cpu"] = "Another CPU"
+    other = saved / "elsewhere.json"
+    other.write_text(json.dumps(data))
+    assert run(["bench", str(saved / "now.json"), "--compare", str(other)]) == 2
+    assert "was Another CPU" in capsys.readouterr().err
+    assert run(["bench", str(saved / "now.json"), "--compare", str(other), "--force-compare"]) == 1
+    assert "what else differs: processor" in capsys.readouterr().out
+
+
+def test_measured_and_compared_at_once(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--against", "none", "--no-plot", *QUICK]
+    assert run(["bench", bundle, *quick]) == 0
+    file = str(Path(bundle, "reports", "bench.json"))
+    capsys.readouterr()
+    # One sample each: whatever the ratio, it is below a thousandfold. The file compared with is the one replaced.
+    assert run(["bench", bundle, *quick, "--compare", file, "--regression", "1000"]) == 0
+    assert "longspan kernel at 1 x 48 tokens" in capsys.readouterr().out
+    assert json.loads(Path(file).read_text())["comparison"]["rows"][0]["length"] == 48
+    assert "Against" in Path(bundle, "reports", "bench.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--compare", "none.json"], "cannot be read"),
+        (["--compare", "{saved}", "--regression", "much"], "is not a fraction"),
+        (["--compare", "{saved}", "--regression", "-1%"], "must be 0 or more"),
+        (["--compare", "{saved}", "--lengths", "64"], "none is measured now"),
+        (["--compare", "{saved}", "--threads", "1"], "threads: 1, was 0"),
+        (["--html", "no/such/folder/bench.html"], "its folder does not exist"),
+    ],
+)
+def test_comparisons_that_cannot_be_are_refused_before_anything_is_measured(
+    arguments: list[str],
+    text: str,
+    bert_bundle: Path,
+    saved: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(throughput.benchmark, "run_trial", None)
+    given = [argument.format(saved=saved / "before.json") for argument in arguments]
+    # The last of an option given twice counts.
+    assert run(["bench", str(bert_bundle), "--against", "none", *QUICK, *given]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_saved_report_alone_is_nothing_to_measure(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(saved / "now.json")]) == 2
+    assert "nothing can be measured" in capsys.readouterr().err

@@ -78,9 +78,63 @@ def test_json(longformer_bundle: Path, copied: Copy, tmp_path: Path, capsys: pyt
     assert data["passed"] is False and data["failures"]
 
 
+def test_judged_again_without_a_rerun(
+    longformer_bundle: Path, copied: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = copied(longformer_bundle)
+    assert run(["check", str(bundle), "--lengths", "4,40", "--sites"]) == 0
+    out = capsys.readouterr().out
+    assert "Smallest tolerances that would pass" in out and "Every site at" in out
+    printed = next(line for line in out.splitlines() if line.startswith("last_hidden_state  function body"))
+    least = printed.split()[3]
+    before = {file.name: file.read_bytes() for file in (bundle / "reports").iterdir()}
+    # Judging needs neither the runtime nor torch: it answers in a process that cannot import them.
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnxruntime', 'transformers', 'onnx', 'polygraphy'): sys.modules[name] = None\n"
+        "from longspan.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    xml, page = tmp_path / "out.xml", tmp_path / "out.html"
+
+    def judged(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, "check", *arguments, "--judge"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    strict = judged(str(bundle), "--atol", "0", "--junit", str(xml), "--html", str(page))
+    assert strict.returncode == 1 and "FAIL: " in strict.stdout, strict.stderr
+    assert 'failures="0"' not in xml.read_text().splitlines()[1] and "✗ Fail" in page.read_text()
+    # A saved file does as well as its bundle; what is printed as smallest passes.
+    enough = judged(str(bundle / "reports" / "check.json"), "--atol", "1e-4", "--atol", f"last_hidden_state:{least}")
+    assert enough.returncode == 0 and "pass: " in enough.stdout, enough.stderr
+    assert {file.name: file.read_bytes() for file in (bundle / "reports").iterdir()} == before
+    assert run(["check", str(bundle), "--judge", "--lengths", "4"]) == 2
+    assert "--judge runs nothing, so --lengths would have no effect" in capsys.readouterr().err
+
+
+def test_judging_needs_a_report(longformer_bundle: Path, copied: Copy, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = copied(longformer_bundle)
+    for file in bundle.glob("reports/*"):
+        file.unlink()
+    assert run(["check", str(bundle), "--judge"]) == 2
+    assert "longspan check BUNDLE writes it" in capsys.readouterr().err
+
+
+def test_the_first_site_off_is_printed(
+    longformer_bundle: Path, copied: Copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", str(wrong(copied(longformer_bundle))), "--lengths", "9,40"]) == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if "first site off" in line)
+    assert " x 40, " in line and "encoder.layer.1.attention.self" in line and "times over" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--lengths", "4", "--junit", "no/such/folder/file"],
+            "--junit no/such/folder/file: its folder does not exist",
+        ),
+        (["--lengths", "4", "--html", "no/such/folder/file"], "--html no/such/folder/file: its folder does not exist"),
         (["--lengths", "4,x"], "'4,x' is not N,N"),
         (["--lengths", "257"], "1 to 256"),
         (["--atol", "y:x"], "--atol y:x"),
