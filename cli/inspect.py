@@ -106,7 +106,7 @@ def _cost_lines(inspection: Inspection) -> list[str]:
     """What the numbers mean, and their sum."""
     takes_global = any("global_mask" in report.site.inputs for report in inspection.sites)
     if inspection.global_tokens:
-        global_tokens = f", {inspection.global_tokens} global tokens"
+        global_tokens = f", {inspection.global_tokens} global token{'s' if inspection.global_tokens > 1 else ''}"
     else:
         global_tokens = ", no global token (the input decides)" if takes_global else ""
     lines = [

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .errors import INTERRUPTED, explain
+from .terminal import PLAIN
 
 _COMMANDS = {
     "export": "Trace a model, replace its attention, write a bundle.",
@@ -58,9 +59,9 @@ def main() -> None:
     # --debug may stand anywhere, also behind the command that failed.
     arguments = (["--debug"] if debug else []) + [argument for argument in arguments if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows a question mark; it is no reason to fail.
+        # A terminal that cannot show a character is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=PLAIN)
     sys.exit(run(arguments, debug))
 
 

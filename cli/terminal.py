@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -11,6 +12,21 @@ if TYPE_CHECKING:
 
 
 _WIDTH_OF_LOGS = 120
+
+# What says the same where an encoding lacks the character.
+_PLAIN = {"✓": "+", "✗": "x", "–": "-", "×": "x", "…": "...", "²": "^2", "→": "->", "│": "|", "─": "-"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: the plain form of what cannot be encoded, or question marks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
+PLAIN = "longspan.plain"
+"""Name of an error handler for streams: what an encoding lacks is printed in its plain form."""
+codecs.register_error(PLAIN, _plain)
 
 
 def console() -> Console:

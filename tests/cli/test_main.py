@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,15 @@ def test_what_nobody_foresaw_is_one_line_and_exit_3(
     monkeypatch.setattr("longspan.exporter.environment.examine", fail)
     assert run(["doctor"]) == exit_codes.EXPORT_FAILED
     assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_an_encoding_that_lacks_a_character_gets_its_plain_form(longformer_bundle: Path) -> None:
+    from longspan.cli.terminal import PLAIN
+
+    assert "✓ layers 0–5 ×6, ✗ 64² … 漢".encode("ascii", errors=PLAIN) == b"+ layers 0-5 x6, x 64^2 ... ?"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    program = "from longspan.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "inspect", str(longformer_bundle), "--picture", "-"]
+    finished = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert finished.returncode == 0 and finished.stdout.isascii()
+    assert b"x standard op: ONNX Attention" in finished.stdout and b"+------" in finished.stdout
