@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,3 +205,30 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a zip file")
     with pytest.raises(ExportFailed, match=r"is not a \.pt2 archive"):
         refuse_pickles(path)
+
+
+def test_random_weights_keep_a_layer_of_each_kind_and_shrink_windows(tmp_path: Path) -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    config = write_config(
+        tmp_path,
+        {"architectures": ["Gemma3TextModel"], "model_type": "gemma3_text", "num_hidden_layers": 12,
+         "layer_types": kinds * 2, "sliding_window": 4096, "head_dim": 256, "query_pre_attn_scalar": 256},
+    )  # fmt: skip
+    shrunk: Any = load_source(SourceRequest(str(config), random_weights=True)).model.config
+    assert shrunk.layer_types == ["sliding_attention", "full_attention"] and shrunk.num_hidden_layers == 2
+    assert (shrunk.sliding_window, shrunk.head_dim, shrunk.query_pre_attn_scalar) == (32, 16, 16)
+    assert shrunk.use_cache is False
+
+
+def test_random_weights_shrink_the_factors_of_a_rotation_with_the_heads(tmp_path: Path) -> None:
+    rotation = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096,
+                "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}  # fmt: skip
+    config = write_config(
+        tmp_path,
+        {"architectures": ["Phi3Model"], "model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 32,
+         "max_position_embeddings": 131072, "rope_parameters": rotation},
+    )  # fmt: skip
+    source: Any = load_source(SourceRequest(str(config), random_weights=True))
+    assert len(source.model.config.rope_parameters["short_factor"]) == 8
+    with torch.no_grad():
+        assert torch.isfinite(source.model(**source.example_inputs).last_hidden_state).all()
