@@ -57,6 +57,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     bundle: Path,
     judge_only: bool,
     json_file: str | None,

@@ -128,10 +128,10 @@ def check(
             progress(f"case {index + 1} of {len(plan.cases)}: {case}")
             cases.append(comparison.run(case, plan.feed(index)))
         site_comparison = None
-        index = _case_for_sites(cases, sites)
-        if index is not None:
-            progress(f"every site: {cases[index].case}")
-            site_comparison = _compare_sites(opened, runners, paths, cases[index], plan.feed(index))
+        chosen = _case_for_sites(cases, sites)
+        if chosen is not None:
+            progress(f"every site: {cases[chosen].case}")
+            site_comparison = _compare_sites(opened, runners, paths, cases[chosen], plan.feed(chosen))
     report = _report(opened, plan, paths, tuple(cases), overrides, require_kernel, fallback)
     report = dataclasses.replace(report, site_comparison=site_comparison)
     progress("write the reports")

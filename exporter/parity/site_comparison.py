@@ -121,9 +121,9 @@ def compare_sites(
         for index, site in enumerate(sites)
     )
     report = SitesReport(case, outputs, notes)
-    for path in failing:
-        if path in got and report.first_off(path) is None:
-            notes[path] = (
+    for name in failing:
+        if name in got and report.first_off(name) is None:
+            notes[name] = (
                 "every site is within its tolerance, so the error arises behind the last one or between them; "
                 "polygraphy run --onnxrt --onnx-outputs names the node"
             )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 40
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+Scale = Callable[[float], float]
+"""From a value to its place in the picture."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,7 @@ def _band(edge: Sequence[tuple[float, float]]) -> list[str]:
     ]
 
 
-def _grid(low: int, high: int, down: object) -> list[str]:
-    assert callable(down)
+def _grid(low: int, high: int, down: Scale) -> list[str]:
     step = max(1, math.ceil((high - low) / 6))
     parts = []
     for power in range(low, high + 1, step):
@@ -110,8 +112,7 @@ def _grid(low: int, high: int, down: object) -> list[str]:
     return parts
 
 
-def _lengths(low: float, high: float, across: object) -> list[str]:
-    assert callable(across)
+def _lengths(low: float, high: float, across: Scale) -> list[str]:
     powers = range(math.ceil(low), math.floor(high) + 1)
     step = max(1, math.ceil(len(powers) / 8))
     parts = []
@@ -125,8 +126,7 @@ def _lengths(low: float, high: float, across: object) -> list[str]:
     return [*parts, f'<text x="{middle}" y="{_HEIGHT - 5}" class="tick mid">length [tokens]</text>']
 
 
-def _drawn(one: Series, across: object, down: object) -> list[str]:
-    assert callable(across) and callable(down)
+def _drawn(one: Series, across: Scale, down: Scale) -> list[str]:
     largest: dict[float, float] = {}
     for point in one.points:
         largest[point.x] = max(largest.get(point.x, 0.0), point.y)

@@ -67,7 +67,7 @@ def _figure(report: BenchReport, settings: dict[str, Any] | None = None) -> Iter
         raise EnvironmentLacks(
             "the plot needs matplotlib, which is not installed; next step: pip install 'longspan[report]'"
         ) from error
-    style = {"font.size": 9.5, "axes.edgecolor": _FAINT, "text.color": _INK, "axes.labelcolor": _INK}
+    style: Any = {"font.size": 9.5, "axes.edgecolor": _FAINT, "text.color": _INK, "axes.labelcolor": _INK}
     with rc_context(style | (settings or {})):
         # No pyplot: it would keep the figure and choose a backend for the whole process.
         figure = Figure(figsize=(12.4, 5.2), facecolor="white")
