@@ -142,7 +142,8 @@ def check(
 def _case_for_sites(cases: Sequence[CaseReport], wanted: bool | None) -> int | None:
     """Index of the case to compare every site in; None for no such comparison.
 
-    The shortest that fails by some path; where none does and it was asked for, the one closest to its tolerance.
+    The shortest that fails by some path. Where none does and it was asked for, the one closest to its tolerance among
+    the longer half of the cases, because short ones say little about windows.
     """
     ran = [index for index, case in enumerate(cases) if case.worst() is not None]
     if wanted is False or not ran:
@@ -150,7 +151,7 @@ def _case_for_sites(cases: Sequence[CaseReport], wanted: bool | None) -> int | N
     failing = [index for index in ran if cases[index].failing_paths]
     if failing:
         return min(failing, key=lambda index: (cases[index].case.length, cases[index].case.batch))
-    return max(ran, key=lambda index: cases[index].ratio) if wanted else None
+    return max(ran[len(ran) // 2 :], key=lambda index: cases[index].ratio) if wanted else None
 
 
 def _compare_sites(

@@ -95,6 +95,24 @@ def test_an_error_behind_the_last_site_blames_no_site(longformer_bundle: Path, t
     assert "behind the last one" in describe_first_off(report, "function body")
 
 
+def test_weights_beside_the_model_are_found(longformer_bundle: Path, tmp_path: Path) -> None:
+    import onnx
+    from longspan.exporter.bundle import MANIFEST_FILE, MODEL_FILE
+    from longspan.exporter.manifest import sha256_of
+
+    bundle = Path(shutil.copytree(longformer_bundle, tmp_path / "bundle"))
+    model = onnx.load(bundle / MODEL_FILE)
+    onnx.save_model(
+        model, bundle / MODEL_FILE, save_as_external_data=True, location="model.onnx.data", size_threshold=1024
+    )
+    data = json.loads((bundle / MANIFEST_FILE).read_text())
+    data["files"] = {name: sha256_of(bundle / name) for name in (MODEL_FILE, "model.onnx.data")}
+    (bundle / MANIFEST_FILE).write_text(json.dumps(data))
+    report = check(bundle, lengths=[40], sites=True)
+    assert report.passed and report.site_comparison is not None
+    assert report.site_comparison.notes == {} and len(report.site_comparison.outputs) == 2
+
+
 def test_a_saved_check_is_the_check(good: CheckReport, bad: CheckReport, tmp_path: Path) -> None:
     for report in (good, bad):
         file = tmp_path / "check.json"
