@@ -20,10 +20,10 @@ from longspan.exporter.errors import ExportFailed, InvalidRequest
 from longspan.exporter.families import Family, attention_interface, family_by_name, find_family
 from longspan.exporter.families import gpt_neo as gpt_neo_adapter
 from longspan.exporter.graph_io import save_model
-from longspan.exporter.inspection import inspect
+from longspan.exporter.manifest import Manifest
 from longspan.exporter.parity.oracle import float64_arithmetic, float64_copy
 from longspan.exporter.pipeline import rewrite
-from longspan.exporter.sites import find_sites
+from longspan.exporter.sites import StandardSite, find_sites
 from longspan.exporter.sources import Source, SourceRequest, load_source
 from longspan.exporter.tracing import trace
 from longspan.plugins.functions import attach_function_bodies
@@ -159,8 +159,9 @@ def test_the_model_is_as_before_after_the_context(source: Source) -> None:
 
 
 def test_exported_graph(family: WindowedFamily, source: Source, tmp_path: Path) -> None:
-    graph = trace(source, adapter(source), UNCHANGED)
-    sites = find_sites(graph, "test")
+    rewritten = rewrite(SourceRequest(source.record.location, random_weights=True), UNCHANGED)
+    graph, sites = rewritten.graph, rewritten.sites
+    assert rewritten.standard == adapter(source).standard(source.model, UNCHANGED)  # type: ignore[arg-type]
     assert [layer_of(site.layer) for site in sites] == list(family.windowed)
     assert {(site.attributes["left_window_size"], site.attributes["right_window_size"]) for site in sites} == {
         (family.left, family.right)
@@ -168,7 +169,6 @@ def test_exported_graph(family: WindowedFamily, source: Source, tmp_path: Path) 
     for value in graph.graph.inputs:
         assert all(isinstance(dim, ir.SymbolicDim) for dim in value.shape or ())
     traced_from = {node.name: layers_of(node) for node in graph.graph}
-    attach_function_bodies(graph)
     model = tmp_path / "model.onnx"
     save_model(graph, model)
 
@@ -297,8 +297,11 @@ def test_an_unknown_argument_of_the_attention_leaves_its_layer_standard(folder: 
     assert worst(intercepted(double, feed, by), original(double, feed), feed["attention_mask"]) < TOLERANCE
 
 
-def test_standard_layers_are_in_the_inspection(tmp_path: Path) -> None:
-    request = SourceRequest(str(write_config(tmp_path, FAMILIES["gemma2"].config)), random_weights=True)
-    inspection = inspect(request, length=64)
-    assert [report.site.layer for report in inspection.sites] == ["layers.0.self_attn"]
-    assert [site.layer for site in inspection.standard] == ["layers.1.self_attn"]
+def test_standard_layers_are_in_the_manifest(folder: Path) -> None:
+    found = mistral(folder)
+    manifest = Manifest(
+        source=found.record, conversion=UNCHANGED, family="declared-windows", faithful=True, approximation="",
+        max_length=None, trained_length=None, inputs=(), outputs=(), sites=(), opset=20, versions={}, created="",
+        standard_sites=(StandardSite("layers.1", "full attention"),),
+    )  # fmt: skip
+    assert Manifest.from_json(manifest.to_json()) == manifest
