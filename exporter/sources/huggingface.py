@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_FILE_SUFFIXES = (".json", ".onnx", ".pt2", ".py", ".safetensors", ".txt", *_PICKLED_SUFFIXES)
 _READ_SUFFIXES = (".json", ".safetensors", ".py", *_PICKLED_SUFFIXES)
 
 # Sizes of a model with random weights: the architecture stays, the numbers shrink to them.
@@ -169,7 +170,7 @@ def _locate(request: SourceRequest) -> Path | None:
         if not request.random_weights:
             raise InvalidRequest(f"{path}: is a configuration without weights; add --random-weights")
         return None
-    if path.suffix or request.location.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(request.location):
+    if path.suffix in _FILE_SUFFIXES or request.location.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(request.location):
         raise InvalidRequest(f"{request.location}: no such file or folder, and not a hub id (owner/name)")
     return None
 
