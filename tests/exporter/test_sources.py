@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from longspan.exporter.errors import ExportFailed, InvalidRequest
 from longspan.exporter.sources import SourceRequest, load_source
-from longspan.exporter.sources.program import refuse_pickles
+from longspan.exporter.sources.program import _is_arithmetic, refuse_code
 from transformers import BertConfig, BertModel
 
 from .models import BERT, LONGFORMER, write_config
@@ -200,11 +202,87 @@ def test_a_program_with_a_pickle_is_refused_before_it_runs(program_file: Path, t
     assert not marker.exists()
 
 
+def rewritten(source: Path, target: Path, change: dict[str, Callable[[bytes], bytes]], extra: dict[str, bytes]) -> Path:
+    """Copy an archive with some members changed (by the end of their name) and some added."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for item in old.infolist():
+            content = old.read(item)
+            for end, edit in change.items():
+                content = edit(content) if item.filename.endswith(end) else content
+            new.writestr(item.filename, content)
+        for name, content in extra.items():
+            new.writestr(name, content)
+    return target
+
+
+def test_a_program_with_a_compiled_library_is_refused(program_file: Path, tmp_path: Path) -> None:
+    evil = rewritten(program_file, tmp_path / "evil.pt2", {}, {"doubler/data/aotinductor/model/m.wrapper.so": b"ELF"})
+    with pytest.raises(InvalidRequest, match="is no part of a plain program"):
+        load_source(SourceRequest(str(evil)))
+
+
+def test_a_program_whose_shapes_are_code_is_refused_before_it_runs(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    dims = {"x": {0: torch.export.Dim("n", max=77)}}
+    torch.export.save(torch.export.export(Doubler(), (torch.randn(3, 3),), dynamic_shapes=dims), tmp_path / "good.pt2")
+    refuse_code(tmp_path / "good.pt2")
+
+    def inject(graph: bytes) -> bytes:
+        code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+        changed = re.sub(rb'"expr_str": "[^"]*"', b'"expr_str": ' + json.dumps(code).encode(), graph)
+        assert changed != graph
+        return changed
+
+    evil = rewritten(
+        tmp_path / "good.pt2", tmp_path / "evil.pt2", {"/models/model.json": inject, "/models/good.json": inject}, {}
+    )
+    with pytest.raises(InvalidRequest, match="more than arithmetic"):
+        load_source(SourceRequest(str(evil)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("expression", "plain"),
+    [
+        ("s27", True),
+        ("2*s27 + 1", True),
+        ("Max(1, s0//2)", True),
+        ("Eq(Mod(s0, 32), 0)", True),
+        ("__import__('os')", False),
+        ("s0.real", False),
+        ("(lambda: 0)()", False),
+        ("[s0]", False),
+        ("open", False),
+        ("Add(Symbol('s27', positive=True, integer=True), Integer(-3))", True),
+        ("Symbol('os.system')", False),
+        (None, False),
+        ("Max(*s0)", False),
+    ],
+)
+def test_only_arithmetic_passes_for_a_shape(expression: object, plain: bool) -> None:
+    assert _is_arithmetic(expression) is plain
+
+
+def test_a_program_knows_its_longest_input(tmp_path: Path) -> None:
+    for name, dim in (("bounded", torch.export.Dim("s", max=77)), ("free", torch.export.Dim("s"))):
+        program = torch.export.export(Doubler(), (torch.randn(3, 5),), dynamic_shapes={"x": {1: dim}})
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+    assert load_source(SourceRequest(str(tmp_path / "bounded.pt2"))).max_length == 77
+    assert load_source(SourceRequest(str(tmp_path / "free.pt2"))).max_length is None
+
+
+@pytest.mark.parametrize("hub_id", ["mistralai/Mistral-7B-v0.1", "Qwen/Qwen2.5-0.5B", "bert-base-uncased"])
+def test_hub_ids_may_have_dots(hub_id: str) -> None:
+    from longspan.exporter.sources.huggingface import _locate
+
+    assert _locate(SourceRequest(hub_id)) is None
+
+
 def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.pt2"
     path.write_bytes(b"not a zip file")
     with pytest.raises(ExportFailed, match=r"is not a \.pt2 archive"):
-        refuse_pickles(path)
+        refuse_code(path)
 
 
 def test_random_weights_keep_a_layer_of_each_kind_and_shrink_windows(tmp_path: Path) -> None:
