@@ -33,7 +33,7 @@ test: setup ## Run every test
 lint: setup ## Lint and check the format of Python and C++
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	find plugins -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	find plugins tests -name '*.cc' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 types: setup ## Check types
 	mkdir -p $(TYPES)/longspan

@@ -133,12 +133,13 @@ def _dynamic_shapes(source: Source) -> Any:
 @contextlib.contextmanager
 def _extended(table: dict[Any, Any], entries: dict[Any, Any]) -> Iterator[None]:
     """Lend entries to the table of transformers' exporter, which takes none from its caller."""
+    before = dict(table)
     table.update(entries)
     try:
         yield
     finally:
-        for key in entries:
-            table.pop(key)
+        table.clear()
+        table.update(before)
 
 
 @contextlib.contextmanager

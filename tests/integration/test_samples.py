@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ def test_long_minilm(tmp_path: Path) -> None:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "kernel: ran at 6 of 6 sites" in finished.stdout
-    assert "worst cosine 1.00" in finished.stdout
+    # The window holds each of these texts whole, so only float32 rounding is left.
+    assert float(re.search(r"worst cosine (\d\.\d+)", finished.stdout)[1]) > 0.99999
     assert "partner found first" in finished.stdout
     assert (tmp_path / "bundle" / "reports" / "check.json").is_file()
     assert (tmp_path / "bundle" / "reports" / "bench.json").is_file()
