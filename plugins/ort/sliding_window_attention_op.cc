@@ -96,7 +96,8 @@ void InferOutputs(const ShapeInference& node) {
     output[3] = v[3];
   } else {
     const int64_t heads = node.Int("q_num_heads", 0), kv_heads = node.Int("kv_num_heads", 0);
-    const bool known = heads > 0 && kv_heads > 0 && v[2].size > 0 && v[2].size % kv_heads == 0;
+    const bool valid = heads > 0 && heads <= kSizeLimit && kv_heads > 0 && kv_heads <= kSizeLimit;
+    const bool known = valid && v[2].size > 0 && v[2].size % kv_heads == 0;
     output[2] = known ? Dim{v[2].size / kv_heads * heads} : Dim{};
   }
   // Not lse: a node may lack it, this API cannot tell, and some runtimes (1.24) abort when an absent output is set.

@@ -31,6 +31,9 @@ from typing import Any
 from ..definition import Attribute, Cost, Operator, Tensor
 from ..errors import InvalidOperands
 
+SIZE_LIMIT = 2**31 - 1
+"""Largest window size, dilation and number of heads: products of two stay inside int64 in every execution."""
+
 _Q_SHAPE = "(B, H_q, S_q, D) or (B, S_q, H_q·D)"
 _K_SHAPE = "(B, H_kv, S_k, D) or (B, S_k, H_kv·D)"
 _V_SHAPE = "(B, H_kv, S_k, D_v) or (B, S_k, H_kv·D_v)"
@@ -104,8 +107,14 @@ class Attributes:
         for name in ("left_window_size", "right_window_size"):
             if getattr(self, name) < -1:
                 raise InvalidOperands(f"{name} = {getattr(self, name)}: must be -1 (unbounded), 0 or positive")
+            if getattr(self, name) > SIZE_LIMIT:
+                raise InvalidOperands(
+                    f"{name} = {getattr(self, name)}: must be at most {SIZE_LIMIT}; -1 means unbounded"
+                )
         if not self.dilation or min(self.dilation) < 1:
             raise InvalidOperands(f"dilation = {list(self.dilation)}: every value must be 1 or more")
+        if max(self.dilation) > SIZE_LIMIT:
+            raise InvalidOperands(f"dilation = {list(self.dilation)}: every value must be at most {SIZE_LIMIT}")
         if self.scale is not None and not math.isfinite(self.scale):
             raise InvalidOperands(f"scale = {self.scale}: must be finite")
         if not (math.isfinite(self.softcap) and self.softcap >= 0):
@@ -114,6 +123,10 @@ class Attributes:
             raise InvalidOperands(f"span_ramp = {self.span_ramp}: must be positive and finite")
         if self.q_num_heads < 0 or self.kv_num_heads < 0:
             raise InvalidOperands(f"q_num_heads = {self.q_num_heads}, kv_num_heads = {self.kv_num_heads}: negative")
+        if max(self.q_num_heads, self.kv_num_heads) > SIZE_LIMIT:
+            raise InvalidOperands(
+                f"q_num_heads = {self.q_num_heads}, kv_num_heads = {self.kv_num_heads}: must be at most {SIZE_LIMIT}"
+            )
         if self.kv_num_heads and self.q_num_heads % self.kv_num_heads:
             raise InvalidOperands(
                 f"q_num_heads = {self.q_num_heads} is not a multiple of kv_num_heads = {self.kv_num_heads}"

@@ -26,13 +26,13 @@ import onnx_ir as ir
 
 from ..errors import InvalidOperands
 from ..onnx_builder import Expr, FunctionBuilder
-from .definition import SLIDING_WINDOW_ATTENTION, Attributes
+from .definition import SIZE_LIMIT, SLIDING_WINDOW_ATTENTION, Attributes
 
 LOOP_ABOVE = 1024
 """Widest band, in keys, whose blocks are all computed at once."""
 
 _MIN_ROWS, _MAX_ROWS = 16, 128
-_FAR = 2**31  # stands for an unbounded side; products with a dilation stay far inside int64
+_FAR = SIZE_LIMIT  # stands for an unbounded side
 _LOWEST = -1e38  # masked score: sums of three stay finite in float32
 _HIDDEN = -1e37  # a row whose largest score is below saw no key
 
@@ -189,6 +189,9 @@ class _Body:
         self.ahead = b.where(causal, 0, _FAR)  # how far after itself a query may see at all
         dilation = b.attribute("dilation")
         self.dilation = b.reshape(dilation, [1, *self._head_sizes(b.dim(dilation, 0)), 1, 1])
+        # A step beyond every distance reaches the same keys, none but the query's own. Cut, since ONNX Runtime 1.31
+        # takes the wrong Min and Max of int64 tensors where bit 31 of a value is set.
+        self.step = b.minimum(self.dilation, self.seq_q + self.seq_k)
         self.least_dilation = b.reduce_all("Min", dilation)
         members = (self.seq_q + self.dilation - 1) // self.dilation
         width = self.left + self.right + 1
@@ -247,9 +250,9 @@ class _Body:
     def _blocks(self, block: Expr) -> list[Expr]:
         """Output and lse of the blocks numbered `block` (1, 1, 1, blocks, 1)."""
         b = self.b
-        first = block // self.per_class + (block % self.per_class) * self.rows * self.dilation
+        first = block // self.per_class + (block % self.per_class) * self.rows * self.step
         # Rows past the end of a class repeat the last query; nothing reads their results.
-        query = b.minimum(first + self.row * self.dilation, self.seq_q - 1)
+        query = b.minimum(first + self.row * self.step, self.seq_q - 1)
         position = self.offset + query
         # A window may be much larger than the sequence: no query has keys further away than this. The bounds follow
         # from shapes and do not vary between blocks, since TensorRT plans for no other sizes.
@@ -262,7 +265,7 @@ class _Body:
         left, right = b.minimum(self.left, before), b.minimum(self.right, after)
         column = b.arange(self.rows + left + right) - left
         steps = column - b.reshape(self.row, [-1, 1])
-        key = self.offset + first + column * self.dilation
+        key = self.offset + first + column * self.step
         penalty, key = self._band_penalty(key, (steps >= -left) & (steps <= right))
         if self.has("band_bias"):
             penalty = penalty + self._bias(query, left, right)
@@ -359,9 +362,9 @@ class _Body:
         b = self.b
         assert self.global_positions is not None
         distance = b.op("Unsqueeze", self.global_positions, [4]) - b.op("Unsqueeze", position, [5])
-        dilation = b.op("Unsqueeze", self.dilation, [5])
-        in_band = (distance >= -(self.left * dilation)) & (distance <= self.right * dilation)
-        in_band = in_band & b.equal(distance % dilation, 0)
+        step = b.op("Unsqueeze", self.step, [5])
+        in_band = (distance >= -(self.left * step)) & (distance <= self.right * step)
+        in_band = in_band & b.equal(distance % step, 0)
         seen = b.op("Unsqueeze", self.global_seen, [4]) & ~in_band & (distance <= self.ahead)
         return b.where(seen, 0.0, _LOWEST)
 

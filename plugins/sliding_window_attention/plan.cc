@@ -102,7 +102,7 @@ class Planner {
       plan_.tasks.push_back({true, b, head, heads, 0, first, count, cost});
     }
     for (int64_t residue = 0; residue < std::min(step, shapes_.seq_q); ++residue) {
-      const int64_t rows = (shapes_.seq_q - residue + step - 1) / step;
+      const int64_t rows = (shapes_.seq_q - residue - 1) / step + 1;
       for (int64_t first = 0; first < rows; first += queries) {
         const int64_t count = std::min(queries, rows - first);
         const double keys = BandKeys(problem_, masks, residue + first * step, count, step) +

@@ -1,5 +1,6 @@
 #include "sliding_window_attention/problem.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -68,21 +69,21 @@ const char* const kInputNames[kInputCount] = {"Q",           "K",        "V",   
                                               "sinks",       "spans"};
 
 void Attributes::Check() const {
-  // Wider windows than any tensor mean nothing; the bound keeps sums of positions far from overflow.
-  constexpr int64_t kLimit = int64_t{1} << 60;
   const std::pair<const char*, int64_t> windows[] = {{"left_window_size", left_window_size},
                                                      {"right_window_size", right_window_size}};
   for (const auto& [name, size] : windows) {
     if (size < -1) Fail(name, " = ", size, ": must be -1 (unbounded), 0 or positive");
-    if (size > kLimit) Fail(name, " = ", size, ": must be below 2^60; -1 means unbounded");
+    if (size > kSizeLimit) Fail(name, " = ", size, ": must be at most ", kSizeLimit, "; -1 means unbounded");
   }
-  bool positive = !dilation.empty();
+  bool positive = !dilation.empty(), small = true;
   std::string values;
   for (int64_t step : dilation) {
     positive = positive && step >= 1;
+    small = small && step <= kSizeLimit;
     values += (values.empty() ? "" : ", ") + std::to_string(step);
   }
   if (!positive) Fail("dilation = [", values, "]: every value must be 1 or more");
+  if (!small) Fail("dilation = [", values, "]: every value must be at most ", kSizeLimit);
   if (scale && !std::isfinite(*scale)) Fail("scale = ", *scale, ": must be finite");
   if (!(std::isfinite(softcap) && softcap >= 0)) {
     Fail("softcap = ", softcap, ": must be 0 (off) or positive and finite");
@@ -90,6 +91,9 @@ void Attributes::Check() const {
   if (!(std::isfinite(span_ramp) && span_ramp > 0)) Fail("span_ramp = ", span_ramp, ": must be positive and finite");
   if (q_num_heads < 0 || kv_num_heads < 0) {
     Fail("q_num_heads = ", q_num_heads, ", kv_num_heads = ", kv_num_heads, ": negative");
+  }
+  if (std::max(q_num_heads, kv_num_heads) > kSizeLimit) {
+    Fail("q_num_heads = ", q_num_heads, ", kv_num_heads = ", kv_num_heads, ": must be at most ", kSizeLimit);
   }
   if (kv_num_heads && q_num_heads % kv_num_heads) {
     Fail("q_num_heads = ", q_num_heads, " is not a multiple of kv_num_heads = ", kv_num_heads);

@@ -38,6 +38,9 @@ enum Input {
 };
 extern const char* const kInputNames[kInputCount];
 
+// Largest window size, dilation and number of heads: products of two stay inside int64.
+constexpr int64_t kSizeLimit = (int64_t{1} << 31) - 1;
+
 struct Attributes {
   int64_t left_window_size = -1;
   int64_t right_window_size = -1;

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from longspan.plugins.sliding_window_attention.definition import Attributes
+from longspan.plugins.sliding_window_attention.definition import SIZE_LIMIT, Attributes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 
 Array = npt.NDArray[Any]
@@ -116,6 +116,8 @@ CASES = (
     Case("softcap and scale", _window(3, 3, softcap=1.5, scale=0.75)),
     Case("dilated", _window(2, 3, dilation=3)),
     Case("dilation beyond the length", _window(2, 3, dilation=50)),
+    Case("largest dilation", _window(2, 3, dilation=SIZE_LIMIT)),
+    Case("largest windows", _window(SIZE_LIMIT, SIZE_LIMIT, dilation=(1, SIZE_LIMIT)), seq_q=40),
     Case("dilation per head", _window(3, 2, dilation=(1, 2, 3, 5)), heads=4, seq_q=67),
     Case("dilated, unbounded", _window(-1, 0, dilation=(2, 3)), seq_q=67),
     Case("padding", _window(3, 2), ("attn_mask",), padded=((12, 19), (0, 0))),

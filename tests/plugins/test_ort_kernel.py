@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from longspan.plugins import ort_library_path
-from longspan.plugins.errors import LibraryMissing
-from longspan.plugins.sliding_window_attention.definition import Attributes
+from longspan.plugins.errors import InvalidOperands, LibraryMissing
+from longspan.plugins.sliding_window_attention.definition import Attributes, infer_shapes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 
 from .ort_kernel_node import DTYPES, Array, node_model, rounded, run_node, session
@@ -223,9 +223,6 @@ BAD_SHAPES: list[tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = [
 def test_bad_shapes_fail_with_the_message_of_the_definition(
     shapes: dict[str, tuple[int, ...]], attributes: dict[str, Any]
 ) -> None:
-    from longspan.plugins.errors import InvalidOperands
-    from longspan.plugins.sliding_window_attention.definition import infer_shapes
-
     operands = _operands(**shapes)
     with pytest.raises(InvalidOperands) as caught:
         infer_shapes({name: array.shape for name, array in operands.items()}, Attributes.from_mapping(attributes))
@@ -239,6 +236,11 @@ def test_bad_shapes_fail_with_the_message_of_the_definition(
     [
         ({"left_window_size": -2}, "left_window_size = -2: must be -1 (unbounded), 0 or positive"),
         ({"dilation": [1, 0, 1, 1]}, "dilation = [1, 0, 1, 1]: every value must be 1 or more"),
+        ({"left_window_size": 2**31}, "left_window_size = 2147483648: must be at most 2147483647; -1 means unbounded"),
+        ({"right_window_size": 2**62}, f"right_window_size = {2**62}: must be at most 2147483647; -1 means unbounded"),
+        ({"dilation": [2**63 - 2]}, f"dilation = [{2**63 - 2}]: every value must be at most 2147483647"),
+        ({"dilation": [1, 2**31]}, "dilation = [1, 2147483648]: every value must be at most 2147483647"),
+        ({"q_num_heads": 2**62}, f"q_num_heads = {2**62}, kv_num_heads = 0: must be at most 2147483647"),
         ({"softcap": -1.0}, "softcap = -1: must be 0 (off) or positive and finite"),
         ({"scale": float("inf")}, "scale = inf: must be finite"),
         ({"span_ramp": 0.0}, "span_ramp = 0: must be positive and finite"),
@@ -252,6 +254,26 @@ def test_bad_attributes_fail_when_the_session_is_made(attributes: dict[str, Any]
     with pytest.raises(Exception) as failed:
         session(node_model(_operands(), attributes))
     assert message in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"left_window_size": 2**31},
+        {"right_window_size": 2**62},
+        {"dilation": [2**63 - 2]},
+        {"dilation": [1, 2**31]},
+        {"q_num_heads": 2**62},
+        {"dilation": [1, 0]},
+    ],
+    ids=str,
+)
+def test_bad_attributes_fail_with_the_message_of_the_definition(attributes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOperands) as caught:
+        Attributes.from_mapping(attributes)
+    with pytest.raises(Exception) as failed:
+        session(node_model(_operands(), attributes))
+    assert str(caught.value) in str(failed.value)
 
 
 def test_lengths_beyond_the_keys_are_refused() -> None:
