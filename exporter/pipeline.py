@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from .lowering import lower
 from .manifest import Manifest
 from .sites import AttentionSite, StandardSite, find_sites
 from .sources import Source, SourceRequest, load_source
+from .versions import installed_versions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -201,10 +201,4 @@ def approximation(prepared: Prepared, conversion: Conversion) -> str:
 
 def package_versions() -> dict[str, str]:
     """Versions of the installed packages that take part in an export or a check, by name."""
-    versions = {}
-    for name in _VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return installed_versions(_VERSIONED)

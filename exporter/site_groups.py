@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -66,11 +65,6 @@ def fold_names(names: Sequence[str]) -> tuple[Fold, ...]:
     return tuple(sorted(folds, key=lambda fold: fold.members))
 
 
-def fold_sites(sites: Sequence[AttentionSite]) -> tuple[Fold, ...]:
-    """Fold sites that differ in nothing but their layer's number, in the order of their first members."""
-    return fold_alike([name_of(site) for site in sites], [_what(site) for site in sites])
-
-
 def fold_alike(names: Sequence[str], keys: Sequence[Hashable]) -> tuple[Fold, ...]:
     """Fold the names that share a key, in the order of their first members."""
     alike: dict[Hashable, list[int]] = {}
@@ -88,17 +82,6 @@ def fold_alike(names: Sequence[str], keys: Sequence[Hashable]) -> tuple[Fold, ..
 def name_of(site: AttentionSite) -> str:
     """The module that a site was traced from, or its node where that is unknown."""
     return site.layer or site.node
-
-
-def _what(site: AttentionSite) -> Hashable:
-    """Everything that a report says about a site but where it is."""
-    return (
-        site.operator,
-        site.inputs,
-        json.dumps(site.attributes, sort_keys=True),
-        site.recognised_by,
-        site.ladder,
-    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -183,11 +183,6 @@ class RuntimePath:
     provider: str = ""
     library: str | None = None
 
-    @property
-    def as_named(self) -> bool:
-        """Whether every site ran the way the path is named for."""
-        return self.runner is not None and set(self.sites.values()) == {self.name}
-
 
 def runtime_paths(bundle: Bundle, probe: Feed) -> tuple[RuntimePath, RuntimePath]:
     """Open both paths and see in a profile of one run of `probe` what runs at each site.

@@ -9,6 +9,7 @@ from ..throughput.comparison import BenchComparison, ComparedRow
 from ..throughput.comparison import describe as describe_compared
 from ..throughput.diagnosis import attention_gflops, shares
 from ..throughput.report import BenchReport, Row, describe_crossover
+from ..throughput.statistics import duration
 from ..throughput.variants import TITLES
 from .charts import Interval, interval_chart
 from .page import COLORS, markup, render
@@ -85,7 +86,7 @@ def _headline(report: BenchReport) -> list[tuple[str, str, str]]:
         last = own[-1]
         assert last.latency is not None and last.tokens_per_s is not None
         label = f"{TITLES[report.reference]}, {last.length:,} tokens"
-        tiles.append((label, f"{last.latency.median:,.3g} ms", f"{last.tokens_per_s:,.0f} tokens/s"))
+        tiles.append((label, duration(last.latency.median), f"{last.tokens_per_s:,.0f} tokens/s"))
         tiles.append(("peak memory", f"{(last.peak_rss_bytes or 0) / 2**20:,.0f} MiB", f"at {last.length:,} tokens"))
     return tiles
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..versions import installed_versions
 
 _PACKAGES = ("longspan", "onnxruntime", "onnxruntime-gpu", "numpy", "torch", "transformers")
 # The widest first; what a CPU kernel can be compiled for.
@@ -58,7 +59,7 @@ def describe_machine() -> Machine:
         isa=tuple(flag for flag in _VECTOR_FLAGS if flag in flags),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        versions=_versions(),
+        versions=installed_versions(_PACKAGES),
     )
 
 
@@ -94,13 +95,3 @@ def _cpu() -> tuple[str, frozenset[str]]:
         fields.setdefault(name.strip(), value.strip())
     flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
     return fields.get("model name") or platform.machine(), flags
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EnvironmentLacks
 from ..reports.page import COLORS
 from .report import OK, BenchReport, Row
+from .statistics import duration
 from .variants import TITLES
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _latency_panel(axes: Axes, series: dict[str, list[Row]], report: BenchReport
             alpha=0.18,
             linewidth=0,
         )
-        ends[name] = (lengths[-1], medians[-1], _duration(medians[-1]))
+        ends[name] = (lengths[-1], medians[-1], duration(medians[-1]))
     _finish(axes, report, "Latency per run: median, band p10–p90", "latency [ms]")
     _label_ends(axes, ends, report)
     _mark_crossovers(axes, series, report)
@@ -213,11 +214,6 @@ def _spread(wanted: dict[str, float], sizes: dict[str, float]) -> dict[str, floa
         if not moved:
             break
     return dict(zip(names, centres, strict=True))
-
-
-def _duration(milliseconds: float) -> str:
-    """Three significant digits in milliseconds, or in seconds from one second."""
-    return f"{milliseconds / 1e3:,.3g} s" if milliseconds >= 1e3 else f"{milliseconds:.3g} ms"
 
 
 def _mark_crossovers(axes: Axes, series: dict[str, list[Row]], report: BenchReport) -> None:

@@ -127,3 +127,8 @@ def next_latency(measured: Mapping[int, float], length: int, exponent: float) ->
         return None
     last = max(shorter)
     return float(measured[last] * (length / last) ** exponent)
+
+
+def duration(milliseconds: float) -> str:
+    """Three significant digits in milliseconds, or in seconds from one second."""
+    return f"{milliseconds / 1e3:,.3g} s" if milliseconds >= 1e3 else f"{milliseconds:.3g} ms"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from longspan.exporter.site_groups import fold_alike, fold_names, fold_sites
-from longspan.exporter.sites import AttentionSite
+from longspan.exporter.site_groups import fold_alike, fold_names
 
 
 @pytest.mark.parametrize(
@@ -35,12 +34,3 @@ def test_only_what_is_alike_folds_also_when_it_does_not_stand_side_by_side() -> 
     names = [f"layer.{i}.self" for i in range(6)]
     folds = fold_alike(names, ["local", "local", "full", "local", "local", "full"])
     assert [(fold.title, fold.members) for fold in folds] == [("layers 0–1,3–4", (0, 1, 3, 4)), ("layers 2,5", (2, 5))]
-
-
-def test_sites_that_differ_in_an_attribute_stay_apart() -> None:
-    def site(index: int, left: int) -> AttentionSite:
-        attributes = {"left_window_size": left}
-        return AttentionSite("node", f"layer.{index}.self", "SlidingWindowAttention", ("Q", "K", "V"), attributes, "x")
-
-    folds = fold_sites([site(0, 4), site(1, 4), site(2, 8)])
-    assert [fold.title for fold in folds] == ["layers 0–1", "layer 2"]
