@@ -1,4 +1,4 @@
-"""The samples run as their READMEs say, at sizes for a test."""
+"""The demo runs as its README says, at sizes for a test."""
 
 from __future__ import annotations
 
