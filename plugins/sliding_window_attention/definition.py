@@ -12,19 +12,24 @@ global token 0 (``#`` band, ``g`` global)::
     query 4      g . # # # #
     query 5      g . . # # #
 
-`offset` is ``nonpad_kv_seqlen - S_q`` where that input is present, else 0. The score of an allowed key is
-``softcap(scale · q·k) + band_bias``; keys beyond the causal frontier (``is_causal``), padded keys (``attn_mask``,
-``nonpad_kv_seqlen``) are never allowed, for global rows either. With ``spans`` the weight of a band key at distance
-``x = |p - k|`` is multiplied by ``clamp((span_ramp + span - x) / span_ramp, 0, 1)`` (Sukhbaatar et al. 2019,
-section 2.2). Global keys outside the band have neither bias nor span; a key both global and in the band counts once,
-with the bias, without the span. Rows of global tokens have neither bias nor span, and take ``global_Q``, ``global_K``,
-``global_V`` where given (Beltagy et al. 2020, section 3.1). ``sinks`` adds one logit per head to every denominator.
+`offset` is ``nonpad_kv_seqlen - S_q`` where that input is present, else 0; its values are 0 to S_k, and `check_lengths`
+refuses others in every execution that can raise (a function body of standard operators cannot). The score of an
+allowed key is ``softcap(scale · q·k) + band_bias``; keys beyond the causal frontier (``is_causal``), padded keys
+(``attn_mask``, ``nonpad_kv_seqlen``) are never allowed, for global rows either. With ``spans`` the weight of a band key
+at distance ``x = |p - k|`` is multiplied by ``clamp((span_ramp + span - x) / span_ramp, 0, 1)`` (Sukhbaatar et al.
+2019, section 2.2). Global keys outside the band have neither bias nor span; a key both global and in the band counts
+once, with the bias, without the span. Rows of global tokens have neither bias nor span, and take ``global_Q``,
+``global_K``, ``global_V`` where given (Beltagy et al. 2020, section 3.1). ``sinks`` adds one logit per head to every
+denominator.
+
+Padded keys and their values are never part of a result, whatever they hold. A ``band_bias`` of -inf forbids its key to
+its row, and a sink of -inf is as good as none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,6 +238,19 @@ def infer_shapes(inputs: Mapping[str, tuple[int, ...]], attributes: Attributes) 
     shapes = Shapes(layout, batch, heads_q, heads_kv, seq_q, seq_k, size, v_size)
     _check_optional(inputs, attributes, shapes)
     return shapes
+
+
+def check_lengths(lengths: Sequence[int], seq_k: int) -> None:
+    """Check the values of nonpad_kv_seqlen.
+
+    Raises:
+        InvalidOperands: a length is negative or beyond the number of keys.
+    """
+    for b, length in enumerate(lengths):
+        if not 0 <= length <= seq_k:
+            raise InvalidOperands(
+                f"nonpad_kv_seqlen[{b}] = {length}: must be between 0 and the number of keys, {seq_k}"
+            )
 
 
 def _check_optional(inputs: Mapping[str, tuple[int, ...]], attributes: Attributes, shapes: Shapes) -> None:

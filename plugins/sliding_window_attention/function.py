@@ -156,8 +156,22 @@ class _Body:
         self.k_rows, self.v_rows = self._rows("K", self.size), self._rows("V", self.v_size)
 
     def _rows(self, name: str, size: Expr) -> Expr:
-        """An input as a float32 table of rows of `size`."""
-        return self.b.reshape(self.b.cast(self.b.input(name), ir.DataType.FLOAT), [-1, size])
+        """An input as a float32 table of rows of `size`; zero for masked keys, which may hold NaN."""
+        b = self.b
+        x = b.cast(b.input(name), ir.DataType.FLOAT)
+        if name not in ("Q", "global_Q") and (self.has("attn_mask") or self.has("nonpad_kv_seqlen")):
+            x = b.where(self._unmasked(), x, 0.0)
+        return b.reshape(x, [-1, size])
+
+    def _unmasked(self) -> Expr:
+        """Whether each key may be seen at all: (batch, S_k, 1) or (batch, 1, S_k, 1), as K and V are laid out."""
+        b = self.b
+        heads = [1] if self.signature.layout == "bhsd" else []
+        flags = [b.reshape(b.input("attn_mask"), [self.batch, *heads, self.seq_k, 1])] if self.has("attn_mask") else []
+        if self.has("nonpad_kv_seqlen"):
+            length = b.reshape(b.input("nonpad_kv_seqlen"), [-1, *heads, 1, 1])
+            flags.append(b.reshape(b.arange(self.seq_k), [1, *heads, -1, 1]) < length)
+        return flags[0] if len(flags) == 1 else flags[0] & flags[1]
 
     def _q_rows(self, name: str) -> Expr:
         return self._rows(name, self.size) * self.q_factor
@@ -303,8 +317,8 @@ class _Body:
         return self.b.op("Gather", flat, self.batch_axis * self.seq_k + position)
 
     def _per_head(self, name: str, rank: int) -> Expr:
-        """An (H_q,) input as float32 with axes (1, key head, group, 1, …)."""
-        value = self.b.cast(self.b.input(name), ir.DataType.FLOAT)
+        """An (H_q,) input as float32, -inf cut to lowest, with axes (1, key head, group, 1, …)."""
+        value = self.b.maximum(self.b.cast(self.b.input(name), ir.DataType.FLOAT), _LOWEST)
         return self.b.reshape(value, [1, self.kv_heads, self.group, *[1] * (rank - 3)])
 
     def _cap(self, scores: Expr) -> Expr:
@@ -315,7 +329,7 @@ class _Body:
     def _bias(self, query: Expr, left: Expr, right: Expr) -> Expr:
         """`band_bias` moved from the key's index in each row's band to the block's columns."""
         b = self.b
-        bias = b.cast(b.input("band_bias"), ir.DataType.FLOAT)
+        bias = b.maximum(b.cast(b.input("band_bias"), ir.DataType.FLOAT), _LOWEST)  # -inf - -inf would be NaN
         batches, heads, rows = (b.dim(bias, axis) for axis in range(3))
         own_left = b.attribute("left_window_size")
         bias = b.slice(bias, own_left - left, own_left + right + 1, 3)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .definition import Attributes, Shapes, infer_shapes
+from .definition import Attributes, Shapes, check_lengths, infer_shapes
 
 Array = npt.NDArray[Any]
 
@@ -40,7 +40,7 @@ def sliding_window_attention(
         dtype: numpy type of the arithmetic and of both results: float64, or float32.
 
     Raises:
-        InvalidOperands: a shape contradicts the definition.
+        InvalidOperands: a shape, or a value of nonpad_kv_seqlen, contradicts the definition.
     """
     given = {
         "Q": q, "K": k, "V": v, "attn_mask": attn_mask, "nonpad_kv_seqlen": nonpad_kv_seqlen,
@@ -48,6 +48,8 @@ def sliding_window_attention(
         "band_bias": band_bias, "sinks": sinks, "spans": spans,
     }  # fmt: skip
     shapes = infer_shapes({name: array.shape for name, array in given.items() if array is not None}, attributes)
+    if nonpad_kv_seqlen is not None:
+        check_lengths([int(length) for length in nonpad_kv_seqlen], shapes.seq_k)
     q4, k4, v4 = (_heads(array.astype(dtype), count) for array, count in _with_heads(shapes, q, k, v))
     gq4, gk4, gv4 = q4, k4, v4
     if global_q is not None and global_k is not None and global_v is not None:
@@ -76,7 +78,8 @@ def sliding_window_attention(
                 if not rows.any():
                     continue
                 queries, keys, values = (q4, k4, v4) if row_kind == "local" else (gq4, gk4, gv4)
-                scores = (queries[b, h][rows] @ keys[b, group].T) * dtype_of(dtype)(scale)
+                with np.errstate(invalid="ignore"):  # padded keys may be NaN; their scores are not used
+                    scores = (queries[b, h][rows] @ keys[b, group].T) * dtype_of(dtype)(scale)
                 if attributes.softcap > 0:
                     scores = attributes.softcap * np.tanh(scores / attributes.softcap)
                 weight = np.ones_like(scores)
@@ -143,13 +146,14 @@ def _softmax_rows(scores: Array, see: Array, weight: Array, values: Array, sink:
     output = np.zeros((scores.shape[0], values.shape[1]), scores.dtype)
     lse = np.full(scores.shape[0], -np.inf, scores.dtype)
     for row in range(scores.shape[0]):
-        logits = scores[row][see[row]]
-        factors = weight[row][see[row]]
-        if sink is None and logits.size == 0:
+        seen = see[row] & (scores[row] != -np.inf)
+        logits = scores[row][seen]
+        factors = weight[row][seen]
+        top = max([*logits, -np.inf if sink is None else sink], default=-np.inf)
+        if top == -np.inf:
             continue
-        top = max([*logits, *([] if sink is None else [sink])])
         terms = factors * np.exp(logits - top)
         total = terms.sum() + (0 if sink is None else np.exp(sink - top))
-        output[row] = (terms / total) @ values[see[row]]
+        output[row] = (terms / total) @ values[seen]
         lse[row] = top + np.log(total)
     return output, lse

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InvalidOperands
-from .definition import Attributes, Shapes, infer_shapes
+from .definition import Attributes, Shapes, check_lengths, infer_shapes
 
 _BLOCK = 128
 
@@ -77,7 +77,7 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
         attributes: The node's attributes.
 
     Raises:
-        InvalidOperands: a shape or type contradicts the definition.
+        InvalidOperands: a shape, a type or a value of nonpad_kv_seqlen contradicts the definition.
     """
     shapes = infer_shapes({name: tuple(value.shape) for name, value in operands.present().items()}, attributes)
     _check_types(operands)
@@ -86,16 +86,20 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
     out = q.new_zeros((shapes.batch, shapes.q_num_heads, shapes.seq_q, shapes.v_head_size))
     lse = torch.full(shapes.lse, -torch.inf, dtype=accumulate, device=q.device)
     lengths = None if operands.nonpad_kv_seqlen is None else operands.nonpad_kv_seqlen.tolist()
+    if lengths is not None:
+        check_lengths(lengths, shapes.seq_k)
     for b in range(shapes.batch):
         length = shapes.seq_k if lengths is None else int(lengths[b])
         valid = torch.arange(shapes.seq_k, device=q.device) < length
         if operands.attn_mask is not None:
             valid = valid & operands.attn_mask[b]
+        some_masked = lengths is not None or operands.attn_mask is not None
+        masked = ~valid[:, None] if some_masked else None
         bias = operands.band_bias
         sequence = _Sequence(
             q=q[b],
             k=k[b],
-            v=v[b],
+            v=_cleared(v[b], masked),
             valid=valid,
             is_global=None if operands.global_mask is None else operands.global_mask[b],
             offset=0 if lengths is None else length - shapes.seq_q,
@@ -111,6 +115,7 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
                 local if given is None else _heads(given, count)[b]
                 for given, local, count in zip(separate, (q[b], k[b], v[b]), _counts(shapes), strict=True)
             ]
+            views[2] = _cleared(views[2], masked)
             _global_rows(sequence, attributes, _Heads.all(shapes).key, views, out[b], lse[b])
     if shapes.layout == "bsd":
         out = out.transpose(1, 2).reshape(shapes.output)
@@ -131,6 +136,11 @@ def _check_types(operands: Operands) -> None:
             raise InvalidOperands(f"{name} is {tensor.dtype}: must be {wanted} beside a Q of {operands.q.dtype}")
     if not operands.q.is_floating_point():
         raise InvalidOperands(f"Q is {operands.q.dtype}: must be float16, bfloat16, float32 or float64")
+
+
+def _cleared(values: torch.Tensor, masked: torch.Tensor | None) -> torch.Tensor:
+    """Values (H, S_k, D_v) with zeros where `masked` (S_k, 1): their weight 0 times NaN or infinity would be NaN."""
+    return values if masked is None else values.masked_fill(masked, 0)
 
 
 def _counts(shapes: Shapes) -> tuple[int, int, int]:

@@ -15,7 +15,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, attributes and optional inputs of one site; `features` names the inputs besides Q, K, V."""
+    """Sizes, attributes and optional inputs of one site; `features` names the inputs besides Q, K, V.
+
+    With `garbage` the keys and values that `attn_mask` and `nonpad_kv_seqlen` forbid are NaN and infinite.
+    `forbidden` names inputs, `band_bias` or `sinks`, some of whose values are -inf.
+    """
 
     name: str
     attributes: dict[str, Any]
@@ -31,6 +35,8 @@ class Case:
     global_tokens: tuple[tuple[int, ...], ...] = ()
     padded: tuple[tuple[int, int], ...] = ()
     bias_shape: tuple[int, int, int] = (1, 1, 1)
+    garbage: bool = False
+    forbidden: tuple[str, ...] = ()
 
     @property
     def keys(self) -> int:
@@ -83,6 +89,19 @@ class Case:
             given["sinks"] = normal(self.heads)
         if "spans" in self.features:
             given["spans"] = np.round(rng.uniform(-2, 8, self.heads) * 64) / 64
+        if "sinks" in self.forbidden:
+            given["sinks"][0] = -np.inf
+        if "band_bias" in self.forbidden:
+            given["band_bias"][..., 1] = -np.inf  # one key of every row, and two rows whole
+            given["band_bias"][:, :, 3:5] = -np.inf
+        if self.garbage:
+            masked = ~given.get("attn_mask", np.ones((self.batch, self.keys), bool))
+            if self.lengths:
+                masked |= np.arange(self.keys) >= np.array(self.lengths)[:, None]
+            for name in given.keys() & {"K", "V", "global_K", "global_V"}:
+                by_key = given[name].swapaxes(1, 2) if layout == "bhsd" else given[name]
+                by_key[masked] = np.nan
+                by_key[masked, ..., ::2] = np.inf
         return given
 
 
@@ -172,6 +191,43 @@ CASES = (
     ),
     Case("global, biased", _window(3, 2), ("global_mask", "band_bias"), global_tokens=((0, 9), (18,))),
     Case("global, spans", _window(12, 12, span_ramp=2.0), ("global_mask", "spans"), global_tokens=((0, 9), (18,))),
+    Case("garbage in padding", _window(3, 2), ("attn_mask",), padded=((12, 19), (3, 9)), garbage=True),
+    Case("garbage in padding, dense", {}, ("attn_mask",), padded=((12, 19), (3, 9)), garbage=True),
+    Case(
+        "garbage behind the keys",
+        _window(4, 3),
+        ("nonpad_kv_seqlen",),
+        seq_q=5,
+        seq_k=12,
+        lengths=(8, 0),
+        heads=4,
+        garbage=True,
+    ),
+    Case(
+        "garbage, global",
+        _window(2, 2, softcap=2.0),
+        ("global_mask", "global_Q", "attn_mask", "nonpad_kv_seqlen", "spans"),
+        global_tokens=((0, 9, 18), (4, 14)),
+        padded=((3, 5), (4, 7)),
+        lengths=(15, 19),
+        garbage=True,
+    ),
+    Case(
+        "sink of -inf",
+        _window(3, 2),
+        ("sinks", "attn_mask"),
+        padded=((0, 19), (5, 15)),
+        forbidden=("sinks",),
+    ),
+    Case("bias of -inf", _window(3, 2), ("band_bias",), bias_shape=(1, 2, 19), forbidden=("band_bias",)),
+    Case(
+        "bias and sink of -inf",
+        _window(3, 2),
+        ("band_bias", "sinks", "global_mask"),
+        bias_shape=(1, 2, 19),
+        global_tokens=((), (7,)),
+        forbidden=("band_bias", "sinks"),
+    ),
     Case(
         "everything",
         _window(4, 3, dilation=(1, 2, 1, 3), is_causal=1, softcap=3.0, scale=0.4, span_ramp=4.0),

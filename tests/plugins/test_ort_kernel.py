@@ -51,6 +51,7 @@ def check(operands: Mapping[str, Array], attributes: Mapping[str, Any], dtype: s
     got_y, got_lse = run_node(operands, attributes, dtype)
     # Rounding moves a score by less than a few eps * |q| |k| scale. A score that is off by e moves Y by up to
     # 2 e max|v|, and the lse by up to e.
+    values = {name: np.where(np.isfinite(array), array, 0) for name, array in values.items()}  # masked, or no weight
     heads = attributes.get("q_num_heads", 1), attributes.get("kv_num_heads", 1)
     size = values["Q"].shape[-1] // (heads[0] if values["Q"].ndim == 3 else 1)
 
@@ -276,10 +277,14 @@ def test_bad_attributes_fail_with_the_message_of_the_definition(attributes: dict
     assert str(caught.value) in str(failed.value)
 
 
-def test_lengths_beyond_the_keys_are_refused() -> None:
-    operands = _operands() | {"nonpad_kv_seqlen": np.array([6, 7])}
-    with pytest.raises(Exception, match=r"nonpad_kv_seqlen\[1\] = 7: must be between 0 and the number of keys, 6"):
+@pytest.mark.parametrize("length", [-1, 7])
+def test_lengths_beyond_the_keys_are_refused(length: int) -> None:
+    operands = _operands() | {"nonpad_kv_seqlen": np.array([6, length])}
+    message = rf"nonpad_kv_seqlen\[1\] = {length}: must be between 0 and the number of keys, 6"
+    with pytest.raises(Exception, match=message):
         run_node(operands, {})
+    with pytest.raises(InvalidOperands, match=message):
+        sliding_window_attention(**{name.lower(): x for name, x in operands.items()}, attributes=Attributes())
 
 
 def test_an_instruction_set_that_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,12 @@ def test_scale_is_left_open_where_the_head_size_is_dynamic() -> None:
         ({"attn_mask": torch.ones(2, 18, dtype=torch.bool)}, r"attn_mask has shape \(2, 18\): must be \(2, 19\)"),
         ({"k": torch.zeros(2, 2, 19, 8, dtype=torch.float16)}, "K is torch.float16: must be torch.float32"),
         ({"left_window_size": -3}, "left_window_size = -3"),
+        ({"dilation": 2**31}, "dilation = .2147483648.: every value must be at most 2147483647"),
+        (
+            {"nonpad_kv_seqlen": torch.tensor([19, 20])},
+            r"nonpad_kv_seqlen\[1\] = 20: must be between 0 and .*, 19",
+        ),
+        ({"nonpad_kv_seqlen": torch.tensor([-1, 4])}, r"nonpad_kv_seqlen\[0\] = -1: must be between 0 and"),
         ({"dilation": (1, 2, 3)}, "dilation has 3 values: must be 1 or 2"),
         ({"band_bias": torch.zeros(1, 1, 1, 4), "left_window_size": -1}, "band_bias needs bounded windows"),
         ({"global_q": torch.zeros(2, 2, 19, 8)}, "come together or not at all"),
