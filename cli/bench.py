@@ -58,6 +58,8 @@ def _fraction(ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="Baselines: body (the bundle without the library), dense (dense attention), stock (stock export); or none.",
 )
 @click.option("--source", metavar="MODEL", help="Where the exported model is now, if it moved.")
+@click.option("--allow-pickle", is_flag=True, help="Read the source's pickled weights, which can run any code.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the source's own Python code run.")
 @click.option("--iterations", type=int, default=10, show_default=True, help="Least number of timed runs.")
 @click.option("--duration", type=float, default=1.0, show_default=True, metavar="S", help="Least time of timed runs.")
 @click.option(
@@ -113,6 +115,8 @@ def command(
     batch: int,
     against: tuple[str, ...],
     source: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
     iterations: int,
     duration: float,
     warm_up: float,
@@ -172,6 +176,8 @@ def command(
             bundle,
             settings,
             source=source,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
             require_kernel=require_kernel,
             plot=plot,
             against=earlier,

@@ -31,6 +31,8 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @click.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--source", metavar="MODEL", help="Where the exported model is now, if it moved.")
+@click.option("--allow-pickle", is_flag=True, help="Read the source's pickled weights, which can run any code.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the source's own Python code run.")
 @click.option(
     "--lengths", callback=_lengths, metavar="N,…", help="Check these lengths, not those the windows call for."
 )

@@ -14,8 +14,8 @@ from ..bundle import MODEL_FILE, Bundle
 from ..errors import ExportFailed, FallbackRan, InvalidRequest
 from ..manifest import Manifest
 from ..reports.files import prepare_folder
-from ..sources import SourceRequest
 from ..sources.base import BATCH, SEQUENCE
+from ..sources.reload import Consent, refuse_differing, request_again
 from .cases import Case, single_shape, sweep, sweep_lengths
 from .comparison import ORIGINAL_LONGEST, Comparison
 from .inputs import Feed, draw_inputs, load_feeds, parse_shapes, save_feeds, sizes_of
@@ -59,6 +59,8 @@ def check(
     bundle: str | os.PathLike[str],
     *,
     source: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     lengths: Sequence[int] | None = None,
     max_length: int | None = None,
     input_shapes: Iterable[str] = (),
@@ -79,7 +81,10 @@ def check(
 
     Args:
         bundle: The bundle's folder.
-        source: Where the model that was exported is now; None where the manifest says.
+        source: Where the model that was exported is now; None where the manifest says. Giving it consents to run the
+            Python file of a factory.
+        allow_pickle: Read the source's pickled weights, which can run any code.
+        trust_remote_code: Let the source's own Python code run.
         lengths: Lengths to check instead of those that the windows call for.
         max_length: Longest input to check; None for the longest accepted, at most `cases.LONGEST`.
         input_shapes: ``input:[size,…]`` texts; check these shapes instead of the sweep.
@@ -94,7 +99,7 @@ def check(
         progress: Told each stage.
 
     Raises:
-        InvalidRequest: an argument is wrong, or the source is not what was exported.
+        InvalidRequest: an argument is wrong, the source is not what was exported, or it needs a permission.
         BundleCorrupted: the bundle's files are damaged.
         EnvironmentLacks: a package is missing.
         ExportFailed: the model cannot be loaded, or ONNX Runtime cannot run the bundle.
@@ -120,7 +125,7 @@ def check(
         raise FallbackRan(f"{opened.path}: --require-kernel: {fallback}")
     assert paths[0].name == KERNEL
     progress("load the model")
-    runners = torch_runners(_reload(opened.manifest, source), opened.manifest)
+    runners = torch_runners(_reload(opened, Consent(source, allow_pickle, trust_remote_code)), opened.manifest)
     comparison = Comparison(opened.manifest, runners, paths, overrides, original_max_length)
     with comparison.active():
         cases = []
@@ -206,40 +211,25 @@ def _fallback(kernel: RuntimePath) -> str:
     return f"the function body ran at {len(bodies)} of {len(kernel.sites)} sites: {', '.join(bodies)}" if bodies else ""
 
 
-def _reload(manifest: Manifest, location: str | None) -> Prepared:
+def _reload(bundle: Bundle, consent: Consent) -> Prepared:
     """Load the model that the bundle was made from.
 
     Raises:
-        InvalidRequest: it is not where it was, or its files are not those that were exported.
+        InvalidRequest: it is not where it was, its files are not those that were exported, or it needs a permission.
     """
     from ..pipeline import prepare
 
-    record = manifest.source
-    request = SourceRequest.again(record, location)
-    # A source without hashed files was fetched from the hub under its name.
-    if record.files and not Path(_file_of(request.location, record.kind)).exists():
-        raise InvalidRequest(
-            f"{request.location}: the model that this bundle was made from is not there; next step: say where it is "
-            "now, with --source"
-        )
+    manifest = bundle.manifest
+    request = request_again(bundle, consent)
     prepared = prepare(request, manifest.conversion)
-    found = prepared.source.record.files
-    differing = sorted(name for name in {*record.files, *found} if record.files.get(name) != found.get(name))
-    if differing:
-        raise InvalidRequest(
-            f"{request.location}: {', '.join(differing)} differ from what was exported (SHA-256), so nothing can be "
-            "proved about the bundle; next step: export again, or give the model as it was with --source"
-        )
+    # Once more: the files may have changed between being hashed and being read.
+    refuse_differing(request.location, manifest.source.files, prepared.source.record.files)
     if (prepared.family.name if prepared.family is not None else "") != manifest.family:
         raise ExportFailed(
             f"{request.location}: is recognised as {prepared.family.name if prepared.family else 'no family'}, was "
             f"exported as {manifest.family or 'no family'}; next step: export again"
         )
     return prepared
-
-
-def _file_of(location: str, kind: str) -> str:
-    return location.rpartition(":")[0] if kind == "factory" else location
 
 
 def _report(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .base import Source, SourceRequest
+from .base import FACTORY, PROGRAM, Source, SourceRequest, form_of
 from .weights import refuse_non_finite
 
 __all__ = ["Source", "SourceRequest", "load_source"]
@@ -24,13 +22,12 @@ def load_source(request: SourceRequest) -> Source:
 
 
 def _load(request: SourceRequest) -> Source:
-    location = request.location
-    if Path(location).suffix == ".pt2":
+    form = form_of(request.location)
+    if form == PROGRAM:
         from .program import load_program
 
         return load_program(request)
-    path, separator, _ = location.rpartition(":")
-    if separator and path.endswith(".py"):
+    if form == FACTORY:
         from .factory import load_factory
 
         return load_factory(request)

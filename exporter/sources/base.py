@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..manifest import InputRecord, SourceRecord
@@ -19,6 +20,23 @@ SEQUENCE = "sequence"
 # Examples avoid 0 and 1, which torch.export specialises, and powers of two, which hide alignment assumptions.
 EXAMPLE_BATCH = 2
 EXAMPLE_LENGTH = 150
+
+
+FACTORY = "factory"
+PROGRAM = "program"
+
+
+def form_of(location: str) -> str:
+    """`FACTORY`, `PROGRAM`, or empty for whatever transformers loads."""
+    if Path(location).suffix == ".pt2":
+        return PROGRAM
+    path, separator, _ = location.rpartition(":")
+    return FACTORY if separator and path.endswith(".py") else ""
+
+
+def file_of(location: str) -> str:
+    """The file or folder of a location, without the name of a factory."""
+    return location.rpartition(":")[0] if form_of(location) == FACTORY else location
 
 
 @dataclass(frozen=True)
@@ -42,14 +60,24 @@ class SourceRequest:
     inputs: tuple[str, ...] = ()
 
     @classmethod
-    def again(cls, record: SourceRecord, location: str | None = None) -> SourceRequest:
-        """The request that loads what `record` describes, optionally from where it is now."""
+    def again(
+        cls,
+        record: SourceRecord,
+        location: str | None = None,
+        *,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> SourceRequest:
+        """The request that loads what `record` describes, optionally from where it is now.
+
+        Permissions are the caller's to give: a record says what was allowed once, and anybody can write one.
+        """
         return cls(
             location=location or record.location,
             random_weights=record.random_weights,
             seed=record.seed,
-            allow_pickle=record.pickled_weights,
-            trust_remote_code=record.remote_code,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
             inputs=record.inputs,
         )
 

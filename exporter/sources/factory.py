@@ -39,7 +39,7 @@ def load_factory(request: SourceRequest) -> Source:
     torch.manual_seed(request.seed)
     try:
         result = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExportFailed(f"{request.location}: the factory raised {type(error).__name__}: {error}") from error
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise ExportFailed(f"{request.location}: returned {type(result).__name__}; it {_CONTRACT}")
@@ -66,14 +66,15 @@ def _is_tensor_dict(value: Any) -> bool:
 def _import(path: Path) -> ModuleType:
     """Import the file under its own name, with its folder importable meanwhile as for a script."""
     specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None and specification.loader is not None
+    assert specification is not None
     module = importlib.util.module_from_spec(specification)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     sys.modules[path.stem] = module
     try:
-        specification.loader.exec_module(module)
-    except Exception as error:
+        # Compiled from the text whose hash is recorded: a cached .pyc beside it could hold anything.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
         raise ExportFailed(f"{path}: importing it raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(folder)

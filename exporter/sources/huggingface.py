@@ -170,7 +170,7 @@ def _locate(request: SourceRequest) -> Path | None:
         if not request.random_weights:
             raise InvalidRequest(f"{path}: is a configuration without weights; add --random-weights")
         return None
-    if path.suffix in _FILE_SUFFIXES or request.location.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(request.location):
+    if not is_hub_id(request.location):
         raise InvalidRequest(f"{request.location}: no such file or folder, and not a hub id (owner/name)")
     return None
 
@@ -320,11 +320,23 @@ def _hashes(request: SourceRequest, folder: Path | None) -> dict[str, str]:
     path = Path(request.location)
     if path.is_file():
         return {path.name: sha256_of(path)}
-    if folder is None:
-        return {}
-    wanted = ("config.json",) if request.random_weights else None
+    return {file.name: sha256_of(file) for file in read_files(folder, request.random_weights)} if folder else {}
+
+
+def read_files(folder: Path, random_weights: bool) -> list[Path]:
+    """Files of a folder that loading it may read."""
     files = (file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _READ_SUFFIXES)
-    return {file.name: sha256_of(file) for file in files if wanted is None or file.name in wanted}
+    return [file for file in files if not random_weights or file.name == "config.json" or file.suffix == ".py"]
+
+
+def is_hub_id(location: str) -> bool:
+    """Whether a location can only be the name of a model on the hub, as far as its spelling tells."""
+    path = Path(location)
+    return (
+        path.suffix not in _FILE_SUFFIXES
+        and not location.startswith((".", "/", "~"))
+        and _HUB_ID.fullmatch(location) is not None
+    )
 
 
 @contextlib.contextmanager

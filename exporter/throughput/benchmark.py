@@ -19,6 +19,7 @@ from ..manifest import Manifest
 from ..parity.inputs import draw_inputs
 from ..reports.bench_page import bench_page
 from ..reports.files import write_atomically
+from ..sources.reload import Consent
 from .comparison import REGRESSION, check_comparable, compare
 from .diagnosis import diagnose, weaknesses
 from .machine import describe_machine
@@ -43,6 +44,8 @@ def bench(
     settings: BenchSettings | None = None,
     *,
     source: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     require_kernel: bool = False,
     plot: bool = True,
     against: Earlier | None = None,
@@ -57,7 +60,10 @@ def bench(
     Args:
         bundle: A bundle or its folder.
         settings: What to measure; the defaults of `BenchSettings` when None.
-        source: Where the exported model is now, for the stock export; None for where it was.
+        source: Where the exported model is now, for the stock export; None for where it was. Giving it consents to
+            run the Python file of a factory.
+        allow_pickle: Read the source's pickled weights, which can run any code.
+        trust_remote_code: Let the source's own Python code run.
         require_kernel: Fail at once where the longspan kernels would not run, or did not.
         plot: Whether to draw the plot.
         against: An earlier report to compare with; refused before anything is measured where it does not fit.
@@ -82,8 +88,9 @@ def bench(
     kernel = kernel_variant(bundle)
     if require_kernel and kernel.model is None:
         raise FallbackRan(kernel.unavailable)
+    consent = Consent(source, allow_pickle, trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="longspan-bench-") as folder:
-        variants = (kernel, *_baselines(bundle, settings, Path(folder), source, progress))
+        variants = (kernel, *_baselines(bundle, settings, Path(folder), consent, progress))
         measure = _Measurement(bundle, variants, settings, Path(folder), require_kernel, progress)
         rows = measure.run()
     rows, reference = _with_ratios(rows)
@@ -303,7 +310,7 @@ def _resolved(settings: BenchSettings, manifest: Manifest) -> BenchSettings:
 
 
 def _baselines(
-    bundle: Bundle, settings: BenchSettings, folder: Path, source: str | None, progress: Progress
+    bundle: Bundle, settings: BenchSettings, folder: Path, consent: Consent, progress: Progress
 ) -> Iterable[Variant]:
     if "body" in settings.against:
         yield body_variant(bundle)
@@ -312,7 +319,7 @@ def _baselines(
         yield dense_variant(bundle, folder)
     if "stock" in settings.against:
         progress("trace stock export")
-        yield stock_variant(bundle, folder, source)
+        yield stock_variant(bundle, folder, consent)
 
 
 def _medians(rows: Iterable[Row]) -> dict[str, dict[int, float]]:

@@ -11,6 +11,7 @@ from ...plugins.library import ort_library_path
 from ..bundle import Bundle
 from ..errors import ExporterError, ExportFailed
 from ..sites import longspan_nodes
+from ..sources.reload import Consent, refuse_differing, request_again
 
 TITLES = {
     "kernel": "longspan kernel",
@@ -88,7 +89,7 @@ def dense_variant(bundle: Bundle, folder: Path) -> Variant:
     return Variant("dense", path, operators={DENSE_OPERATOR: len(bundle.manifest.sites)}, exponent=2)
 
 
-def stock_variant(bundle: Bundle, folder: Path, location: str | None) -> Variant:
+def stock_variant(bundle: Bundle, folder: Path, consent: Consent) -> Variant:
     """The unchanged model as the stock exporter traces it, written to `folder`.
 
     Positions are extended where the bundle's are, so that it accepts the same lengths.
@@ -96,22 +97,18 @@ def stock_variant(bundle: Bundle, folder: Path, location: str | None) -> Variant
     Args:
         bundle: Whose model to trace again.
         folder: Where to write.
-        location: Where the model is now; None for where it was exported from.
+        consent: Where the model is now, and what it may do.
     """
     from ..graph_io import name_dimensions, save_model
     from ..pipeline import prepare
-    from ..sources import SourceRequest
     from ..tracing import trace_stock
 
-    record = bundle.manifest.source
     path = folder / "stock.onnx"
     try:
-        source = prepare(SourceRequest.again(record, location), bundle.manifest.conversion).source
-        changed = sorted(name for name, digest in record.files.items() if source.record.files.get(name) != digest)
-        if changed:
-            raise ExportFailed(
-                f"{source.record.location}: {', '.join(changed)} changed since the export; next step: export again"
-            )
+        request = request_again(bundle, consent)
+        source = prepare(request, bundle.manifest.conversion).source
+        # Once more: the files may have changed between being hashed and being read.
+        refuse_differing(request.location, bundle.manifest.source.files, source.record.files)
         model = trace_stock(source)
         if any(True for _ in longspan_nodes(model)):
             raise ExportFailed("the model calls longspan operators itself, so it has no stock export")

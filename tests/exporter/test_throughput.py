@@ -13,6 +13,7 @@ import onnx
 import pytest
 from longspan.exporter import EnvironmentLacks, FallbackRan, InvalidRequest, bench
 from longspan.exporter.bundle import Bundle
+from longspan.exporter.sources.reload import Consent
 from longspan.exporter.throughput import BenchSettings, benchmark, runner
 from longspan.exporter.throughput.benchmark import bench_inputs
 from longspan.exporter.throughput.report import describe_crossover
@@ -167,18 +168,19 @@ def _run_model(folder: Path, operator: str, value: np.ndarray[Any, Any], **setti
 
 
 def test_a_stock_export_that_fails_is_a_row(bundle: Bundle, tmp_path: Path) -> None:
-    variant = stock_variant(bundle, tmp_path, str(tmp_path / "gone" / "config.json"))
+    variant = stock_variant(bundle, tmp_path, Consent(str(tmp_path / "gone" / "config.json")))
     assert variant.model is None
-    assert "no such file" in variant.unavailable
+    assert "is not there" in variant.unavailable
     changed = tmp_path / "config.json"
     changed.write_text(Path(bundle.manifest.source.location).read_text() + "\n")
-    assert "config.json changed since the export" in stock_variant(bundle, tmp_path, str(changed)).unavailable
+    unavailable = stock_variant(bundle, tmp_path, Consent(str(changed))).unavailable
+    assert "config.json differ from what was exported" in unavailable
 
 
 def test_a_model_that_the_stock_exporter_cannot_trace_is_a_row(
     longformer_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    variant = stock_variant(Bundle.open(longformer_bundle), tmp_path, None)
+    variant = stock_variant(Bundle.open(longformer_bundle), tmp_path, Consent())
     assert variant.model is None
     assert "tracing failed: GuardOnDataDependentSymNode" in variant.unavailable
     # One line, and none of the thousands that torch.export prints on the way.
