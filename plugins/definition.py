@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 DOMAIN = "longspan"
@@ -74,30 +73,3 @@ class Operator:
     doc: str
     domain: str = DOMAIN
     version: int = OPSET_VERSION
-
-    def input_index(self, name: str) -> int:
-        """Position of the input called `name`.
-
-        Raises:
-            KeyError: `name` is not an input of the operator.
-        """
-        return _index(self.inputs, name, f"input of {self.name}")
-
-    def attribute(self, name: str) -> Attribute:
-        """The attribute called `name`.
-
-        Raises:
-            KeyError: `name` is not an attribute of the operator.
-        """
-        return self.attributes[_index(self.attributes, name, f"attribute of {self.name}")]
-
-    def required_inputs(self) -> Iterator[Tensor]:
-        """The inputs that every node must have, in order."""
-        return (tensor for tensor in self.inputs if not tensor.optional)
-
-
-def _index(items: tuple[Tensor, ...] | tuple[Attribute, ...], name: str, what: str) -> int:
-    names = [item.name for item in items]
-    if name not in names:
-        raise KeyError(f"{name!r} is not an {what}; there are: {', '.join(names)}")
-    return names.index(name)

@@ -119,7 +119,7 @@ def _heads(array: Array, count: int) -> Array:
     """(B, S, H·D) as (B, H, S, D); 4-D arrays as they are."""
     if array.ndim == 4:
         return array
-    return array.reshape(array.shape[0], array.shape[1], count, -1).transpose(0, 2, 1, 3)
+    return array.reshape(array.shape[0], array.shape[1], count, array.shape[2] // count).transpose(0, 2, 1, 3)
 
 
 def _pick(bias: Array, b: int, h: int) -> Array:

@@ -172,12 +172,15 @@ def test_one_visible_key_is_copied_exactly(isa: str) -> None:
     np.testing.assert_array_equal(y, operands["V"].astype(np.float32))
 
 
-def test_empty_dimensions() -> None:
-    for batch, seq_q, seq_k in ((0, 4, 4), (1, 0, 4), (1, 4, 0)):
-        operands = {"Q": np.ones((batch, 2, seq_q, 8)), "K": np.ones((batch, 2, seq_k, 8))}
-        operands["V"] = np.ones((batch, 2, seq_k, 8))
-        y, lse = run_node(operands, {"left_window_size": 1, "right_window_size": 1})
-        assert y.shape == (batch, 2, seq_q, 8) and (y == 0).all() and (lse == -np.inf).all()
+@pytest.mark.parametrize("features", [(), ("attn_mask", "sinks"), ("nonpad_kv_seqlen", "global_mask")], ids=str)
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 4), (2, 4, 0), (2, 0, 0)], ids=str)
+def test_empty_dimensions(sizes: tuple[int, int, int], features: tuple[str, ...]) -> None:
+    batch, seq_q, seq_k = sizes
+    lengths, none = (seq_k,) * batch if "nonpad_kv_seqlen" in features else (), ((),) * batch
+    window = {"left_window_size": 1, "right_window_size": 1}
+    case = Case("empty", window, features, batch=batch, seq_q=seq_q, seq_k=seq_k, lengths=lengths, global_tokens=none)
+    for layout in ("bhsd", "bsd"):
+        check(case.operands(layout), case.node_attributes(layout), "float32")
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

@@ -44,6 +44,19 @@ def test_float64_agrees_with_the_reference(case: Case, layout: str) -> None:
     assert torch.equal(sliding_window_attention(**given, **attributes), y)
 
 
+@pytest.mark.parametrize("layout", ["bhsd", "bsd"])
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 4), (2, 4, 0), (2, 0, 0)], ids=str)
+def test_empty_dimensions(sizes: tuple[int, int, int], layout: str) -> None:
+    batch, seq_q, seq_k = sizes
+    window = {"left_window_size": 1, "right_window_size": 1}
+    features, none = ("attn_mask", "sinks", "global_mask"), ((),) * batch
+    case = Case("empty", window, features, batch=batch, seq_q=seq_q, seq_k=seq_k, global_tokens=none)
+    given = tensors(case, layout, torch.float64)
+    got = sliding_window_attention_lse(**given, **case.node_attributes(layout))
+    for mine, want in zip(got, expected(case, layout), strict=True):
+        np.testing.assert_allclose(mine.numpy(), want, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["everything", "padding", "many blocks", "global with own projections"])
 def test_lower_precision_accumulates_in_float32(name: str, dtype: torch.dtype) -> None:
