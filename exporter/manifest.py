@@ -22,7 +22,7 @@ class SourceRecord:
 
     Attributes:
         kind: ``"huggingface"``, ``"config"``, ``"factory"`` or ``"program"``.
-        location: The MODEL argument: a folder, file, ``file.py:factory`` or hub id.
+        location: The MODEL argument: a folder, file or ``file.py:factory``, absolute, or a hub id.
         model_class: Python class of the traced module.
         files: SHA-256 of each file that was read, by name relative to `location`.
         random_weights: Whether weights were drawn instead of read.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .base import FACTORY, PROGRAM, Source, SourceRequest, form_of
+import dataclasses
+from pathlib import Path
+
+from .base import FACTORY, PROGRAM, Source, SourceRequest, file_of, form_of
 from .weights import refuse_non_finite
 
 __all__ = ["Source", "SourceRequest", "load_source"]
@@ -16,9 +19,17 @@ def load_source(request: SourceRequest) -> Source:
         EnvironmentLacks: a package that this kind of model needs is not installed.
         ExportFailed: the model exists and cannot be loaded, or its weights are not finite.
     """
+    # Known before the model's own code runs, which may change the working folder.
+    location = _lasting(request.location)
     source = _load(request)
     refuse_non_finite(request.location, source.model)
-    return source
+    return dataclasses.replace(source, record=dataclasses.replace(source.record, location=location))
+
+
+def _lasting(location: str) -> str:
+    """The location as it is understood from any working folder; a hub id stays as it is."""
+    file = Path(file_of(location))
+    return f"{file.absolute()}{location.removeprefix(file_of(location))}" if file.exists() else location
 
 
 def _load(request: SourceRequest) -> Source:

@@ -20,6 +20,8 @@ from longspan.exporter.sources import SourceRequest, load_source
 from longspan.exporter.sources.reload import Consent, request_again
 from longspan.exporter.throughput.variants import stock_variant
 
+from .models import BERT, write_config
+
 FACTORY = """
 from pathlib import Path
 import torch
@@ -197,3 +199,22 @@ def test_a_factory_that_exits_is_an_error(file: Path, tmp_path: Path) -> None:
     early.write_text("raise SystemExit('left')")
     with pytest.raises(ExportFailed, match="importing it raised SystemExit: left"):
         load_source(SourceRequest(f"{early}:make"))
+
+
+@pytest.mark.parametrize("typed", ["layer.py:make", "./layer.py:make", "../source/layer.py:make"])
+def test_a_relative_location_is_found_from_another_folder(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.chdir(file.parent)
+    bundle = export(typed, tmp_path / "bundle")
+    location = Path(bundle.manifest.source.location.removesuffix(":make"))
+    assert location.is_absolute() and location.samefile(file)
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", str(bundle.path), "--lengths", "4"]) == 0
+
+
+def test_a_relative_configuration_is_recorded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path, BERT)
+    monkeypatch.chdir(tmp_path)
+    assert load_source(SourceRequest("config.json", random_weights=True)).record.location == str(config)
+    assert load_source(SourceRequest(".", random_weights=True)).record.location == str(tmp_path)
