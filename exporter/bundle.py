@@ -46,7 +46,7 @@ class Bundle:
 
         Raises:
             InvalidRequest: there is no such folder, or it holds no bundle.
-            BundleCorrupted: a file is missing or differs from the hash in the manifest.
+            BundleCorrupted: a file is missing, is a link, has no hash in the manifest or differs from it.
         """
         folder = Path(path)
         file = folder / MANIFEST_FILE
@@ -62,13 +62,57 @@ class Bundle:
             raise BundleCorrupted(f"{file}: is not text; next step: export again") from error
         except BundleCorrupted as error:
             raise BundleCorrupted(f"{folder}: {error}") from error
+        if MODEL_FILE not in manifest.files:
+            raise BundleCorrupted(f"{file}: has no hash of {MODEL_FILE}; next step: export again")
         for name, expected in manifest.files.items():
             member = folder / name
+            if any((folder / part).is_symlink() for part in (Path(name), *Path(name).parents[:-1])):
+                raise BundleCorrupted(f"{member}: is a link, which may lead anywhere; next step: export again")
             if not member.is_file():
                 raise BundleCorrupted(f"{member}: is missing; next step: export again")
             if sha256_of(member) != expected:
                 raise BundleCorrupted(f"{member}: differs from what was exported (SHA-256); next step: export again")
+        unlisted = sorted(_weight_files(folder / MODEL_FILE) - {Path(name).as_posix() for name in manifest.files})
+        if unlisted:
+            raise BundleCorrupted(
+                f"{folder / MODEL_FILE}: reads {', '.join(map(repr, unlisted))}, of which {MANIFEST_FILE} has no hash; "
+                "next step: export again"
+            )
         return cls(folder, manifest)
+
+
+def _weight_files(model: Path) -> set[str]:
+    """Files beside an ONNX file that hold weights of it; none of them is opened.
+
+    Raises:
+        BundleCorrupted: the file is not an ONNX file.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except DecodeError as error:
+        raise BundleCorrupted(f"{model}: is not an ONNX file ({error}); next step: export again") from error
+    # Where a tensor may stand: initializers and attributes, of the graph, its subgraphs and the functions.
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    tensors: list[onnx.TensorProto] = []
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            nodes.extend(graph.node)
+            tensors.extend(graph.initializer)
+            tensors.extend(part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
+            continue
+        for attribute in nodes.pop().attribute:
+            graphs.extend([attribute.g] * attribute.HasField("g") + list(attribute.graphs))
+            tensors.extend([attribute.t, *attribute.tensors])
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                tensors.extend([sparse.values, sparse.indices])
+    return {
+        Path(entry.value).as_posix() for tensor in tensors for entry in tensor.external_data if entry.key == "location"
+    }
 
 
 def check_destination(out: Path, force: bool) -> None:

@@ -137,17 +137,26 @@ class Manifest:
             data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
             data["sites"] = tuple(_site(record) for record in data["sites"])
             data["standard_sites"] = tuple(StandardSite(**record) for record in data.get("standard_sites", ()))
+            _check_files("files", data["files"])
             _refuse_outside(data["files"])
+            _check_files("source.files", data["source"].files)
+            if not isinstance(data["source"].location, str):
+                raise TypeError("source.location is not a text")
             return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleCorrupted(
                 f"manifest.json is not a Longspan manifest ({type(error).__name__}: {error}); next step: export again"
             ) from error
 
 
+def _check_files(name: str, files: Any) -> None:
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise TypeError(f"{name} is not a table of SHA-256 by name")
+
+
 def _refuse_outside(files: dict[str, str]) -> None:
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise BundleCorrupted(f"manifest.json names {name!r}, outside the bundle; next step: export again")
 
 

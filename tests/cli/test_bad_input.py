@@ -194,6 +194,18 @@ def test_a_manifest_cannot_name_files_elsewhere(
     assert "'../secret'" in fails(3, "inspect", bundle)
 
 
+@pytest.mark.parametrize("command", ["check", "inspect"])
+@pytest.mark.parametrize("files", [["model.onnx"], {}, {"model.onnx": 3}, {"other": "00"}, "model.onnx", None])
+def test_a_manifest_without_the_hash_of_the_model(
+    fails: Callable[..., str], copied: Callable[[Path], Path], longformer_bundle: Path, files: Any, command: str
+) -> None:
+    bundle = copied(longformer_bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"files": files}))
+    line = fails(3, command, bundle)
+    assert "manifest.json" in line and "next step: export again" in line
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

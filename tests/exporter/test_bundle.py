@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from longspan.exporter.bundle import Bundle, check_destination, reserved
 from longspan.exporter.conversion import Conversion
@@ -189,6 +190,92 @@ def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "out")
     (tmp_path / "out" / "model.onnx").unlink()
     with pytest.raises(BundleCorrupted, match=r"model\.onnx: is missing"):
+        Bundle.open(tmp_path / "out")
+
+
+def external_tensor(location: str) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def as_initializer(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    return onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
+
+
+def in_a_branch(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+    branch = onnx.helper.make_graph([constant], "branch", [], [])
+    node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch)
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+
+
+def in_a_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+    function = onnx.helper.make_function("d", "f", [], ["c"], [constant], [onnx.helper.make_opsetid("", 20)])
+    return onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []), functions=[function])
+
+
+@pytest.mark.parametrize("model", [as_initializer, in_a_branch, in_a_function])
+def test_weights_beside_the_model_must_have_a_hash(
+    tmp_path: Path, model: Callable[[onnx.TensorProto], onnx.ModelProto]
+) -> None:
+    def write_external(folder: Path) -> Manifest:
+        (folder / "model.onnx").write_bytes(model(external_tensor("model.onnx.data")).SerializeToString())
+        (folder / "model.onnx.data").write_bytes(bytes(4))
+        return MANIFEST
+
+    write_bundle(tmp_path / "out", write_external)
+    manifest = Bundle.open(tmp_path / "out").manifest
+    listed = {"model.onnx": manifest.files["model.onnx"]}
+    (tmp_path / "out" / "manifest.json").write_text(dataclasses.replace(manifest, files=listed).to_json())
+    with pytest.raises(BundleCorrupted, match=r"reads 'model\.onnx\.data', of which manifest\.json has no hash"):
+        Bundle.open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("location", ["/etc/hostname", "../other"])
+def test_weights_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
+    def write_external(folder: Path) -> Manifest:
+        (folder / "model.onnx").write_bytes(as_initializer(external_tensor(location)).SerializeToString())
+        return MANIFEST
+
+    write_bundle(tmp_path / "out", write_external)
+    with pytest.raises(BundleCorrupted, match="has no hash"):
+        Bundle.open(tmp_path / "out")
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    def write_text(folder: Path) -> Manifest:
+        (folder / "model.onnx").write_bytes(b"\xff\xff")
+        return MANIFEST
+
+    write_bundle(tmp_path / "out", write_text)
+    with pytest.raises(BundleCorrupted, match="is not an ONNX file"):
+        Bundle.open(tmp_path / "out")
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "out")
+    model = tmp_path / "out" / "model.onnx"
+    model.rename(tmp_path / "elsewhere.onnx")
+    model.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(BundleCorrupted, match="is a link"):
+        Bundle.open(tmp_path / "out")
+
+
+def test_a_linked_folder_inside_is_refused(tmp_path: Path) -> None:
+    def write_nested(folder: Path) -> Manifest:
+        (folder / "weights.d").write_bytes(b"")
+        return write(folder)
+
+    manifest = write_bundle(tmp_path / "out", write_nested).manifest
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "weights.d").rename(tmp_path / "elsewhere" / "file")
+    (tmp_path / "out" / "inner").symlink_to(tmp_path / "elsewhere")
+    files = {"model.onnx": manifest.files["model.onnx"], "inner/file": manifest.files["weights.d"]}
+    (tmp_path / "out" / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
+    with pytest.raises(BundleCorrupted, match="is a link"):
         Bundle.open(tmp_path / "out")
 
 
