@@ -27,9 +27,10 @@ class SourceRecord:
         files: SHA-256 of each file that was read, by name relative to `location`.
         random_weights: Whether weights were drawn instead of read.
         seed: Seed of the random weights and of the example inputs.
-        pickled_weights: Whether pickled weights were loaded (``--allow-pickle``).
-        remote_code: Whether the model's own Python code was allowed to run (``--trust-remote-code``).
+        pickled_weights: Whether pickles were loaded, which needs ``--allow-pickle``.
+        remote_code: Whether Python code of the model's own ran, which needs ``--trust-remote-code``.
         inputs: Forward inputs that ``--inputs`` chose; empty for the default choice.
+        revision: Commit of a model of the hub; empty for what has none.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class SourceRecord:
     pickled_weights: bool = False
     remote_code: bool = False
     inputs: tuple[str, ...] = ()
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ class Manifest:
             _check_files("files", data["files"])
             _refuse_outside(data["files"])
             _check_files("source.files", data["source"].files)
-            if not isinstance(data["source"].location, str):
-                raise TypeError("source.location is not a text")
+            if not isinstance(data["source"].location, str) or not isinstance(data["source"].revision, str):
+                raise TypeError("location or revision of the source is not a text")
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleCorrupted(

@@ -50,6 +50,7 @@ class SourceRequest:
         allow_pickle: Read weights that are stored as pickles, which can run any code.
         trust_remote_code: Let the model's own Python code run.
         inputs: Forward inputs to trace with; empty for the default choice.
+        revision: Commit of a model of the hub; empty for its newest.
     """
 
     location: str
@@ -58,6 +59,7 @@ class SourceRequest:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     inputs: tuple[str, ...] = ()
+    revision: str = ""
 
     @classmethod
     def again(
@@ -79,6 +81,8 @@ class SourceRequest:
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             inputs=record.inputs,
+            # Another place has other commits.
+            revision=record.revision if location in (None, record.location) else "",
         )
 
 

@@ -41,6 +41,8 @@ _SMALL = {
     "attention_chunk_size": 64,
 }
 _LAYERS = 2
+# The branch of a hub repository to load where no commit is known.
+_NEWEST = "main"
 # Wide enough for attention that is far from uniform, so that a wrong mask shows in the output.
 _INITIALIZER_RANGE = 0.1
 
@@ -65,11 +67,14 @@ def load_huggingface(request: SourceRequest) -> Source:
     torch.manual_seed(request.seed)
     with _quiet(transformers):
         config = _load_config(request)
+        # Of a model of the hub, so that the weights are those of this configuration, now and later.
+        commit = "" if Path(request.location).exists() else getattr(config, "_commit_hash", None) or ""
+        own_code = request.trust_remote_code and bool(getattr(config, "auto_map", None))
         if request.random_weights:
             shrink(config)
-            model = _drawn(transformers, config, request)
+            model, pickled = _drawn(transformers, config, request), False
         else:
-            model = _pretrained(transformers, config, request, folder)
+            model, pickled = _pretrained(transformers, config, request, folder, commit)
     model = model.eval()
     # A cache would be an output, and another graph; this one reads a whole text.
     for part in model.modules():
@@ -87,9 +92,10 @@ def load_huggingface(request: SourceRequest) -> Source:
         files=_hashes(request, folder),
         random_weights=request.random_weights,
         seed=request.seed,
-        pickled_weights=request.allow_pickle,
-        remote_code=request.trust_remote_code,
+        pickled_weights=pickled,
+        remote_code=own_code,
         inputs=request.inputs,
+        revision=commit,
     )
     return Source(record, model, examples, None, records, max_length(model))
 
@@ -180,9 +186,12 @@ def _load_config(request: SourceRequest) -> PretrainedConfig:
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            request.location, trust_remote_code=request.trust_remote_code
+            request.location, trust_remote_code=request.trust_remote_code, revision=request.revision or _NEWEST
         )
-    except Exception as error:  # whatever transformers, or the validators that it calls, think of the file
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever transformers and its validators think of the file
         raise _load_error(request, error) from error
     return config
 
@@ -212,22 +221,38 @@ def _drawn(transformers: Any, config: PretrainedConfig, request: SourceRequest) 
     return model
 
 
-def _pretrained(transformers: Any, config: Any, request: SourceRequest, folder: Path | None) -> PreTrainedModel:
+def _pretrained(
+    transformers: Any, config: Any, request: SourceRequest, folder: Path | None, commit: str
+) -> tuple[PreTrainedModel, bool]:
+    """The model with its weights, and whether these were pickled."""
     import torch
 
     model_class = _model_class(transformers, config, request)
-    try:
-        model, loading = model_class.from_pretrained(
+
+    def load(pickled: bool) -> Any:
+        return model_class.from_pretrained(
             folder or request.location,
             config=config,
             dtype=torch.float32,
             trust_remote_code=request.trust_remote_code,
-            use_safetensors=None if request.allow_pickle else True,
+            revision=commit or request.revision or _NEWEST,
+            use_safetensors=not pickled,
             output_loading_info=True,
             # Collected and refused below: transformers itself would say which only in its log.
             ignore_mismatched_sizes=True,
         )
-    except Exception as error:  # the model's own code, its configuration, a damaged file
+
+    pickled = request.allow_pickle and folder is not None and not list(folder.glob("*.safetensors"))
+    try:
+        try:
+            model, loading = load(pickled)
+        except OSError:
+            # What the hub has of a model shows only when it is asked.
+            if folder is not None or not request.allow_pickle:
+                raise
+            pickled = True
+            model, loading = load(pickled)
+    except (Exception, SystemExit) as error:  # the model's own code, its configuration, a damaged file
         raise _damaged_weights(folder) or _load_error(request, error) from error
     mismatched = sorted(loading["mismatched_keys"])
     if mismatched:
@@ -244,7 +269,7 @@ def _pretrained(transformers: Any, config: Any, request: SourceRequest, folder: 
             f"{request.location}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}: "
             f'{", ".join(missing[:3])}…; check "architectures" in config.json'
         )
-    return model  # type: ignore[no-any-return]
+    return model, pickled
 
 
 def _damaged_weights(folder: Path | None) -> ExportFailed | None:
@@ -260,7 +285,7 @@ def _damaged_weights(folder: Path | None) -> ExportFailed | None:
     return None
 
 
-def _load_error(request: SourceRequest, error: Exception) -> Exception:
+def _load_error(request: SourceRequest, error: BaseException) -> Exception:
     text = str(error)
     if "trust_remote_code" in text:
         return InvalidRequest(

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from longspan.cli.main import run
 from longspan.exporter import export
 from longspan.exporter.bundle import MANIFEST_FILE, Bundle
@@ -19,6 +21,8 @@ from longspan.exporter.manifest import sha256_of
 from longspan.exporter.sources import SourceRequest, load_source
 from longspan.exporter.sources.reload import Consent, request_again
 from longspan.exporter.throughput.variants import stock_variant
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from .models import BERT, write_config
 
@@ -218,3 +222,69 @@ def test_a_relative_configuration_is_recorded_whole(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert load_source(SourceRequest("config.json", random_weights=True)).record.location == str(config)
     assert load_source(SourceRequest(".", random_weights=True)).record.location == str(tmp_path)
+
+
+@pytest.fixture
+def bert_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "bert"
+    BertModel(BertConfig(**{k: v for k, v in BERT.items() if k != "architectures"})).save_pretrained(folder)
+    return folder
+
+
+def test_a_record_says_what_was_used_not_what_was_allowed(bert_folder: Path) -> None:
+    request = SourceRequest(str(bert_folder), allow_pickle=True, trust_remote_code=True)
+    record = load_source(request).record
+    assert not record.pickled_weights and not record.remote_code
+    torch.save(load_file(bert_folder / "model.safetensors"), bert_folder / "pytorch_model.bin")
+    assert not load_source(request).record.pickled_weights
+    (bert_folder / "model.safetensors").unlink()
+    assert load_source(request).record.pickled_weights
+
+
+def test_code_of_the_model_that_ran_is_recorded(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (bert_folder / "own_config.py").write_text(
+        "from transformers import BertConfig\nclass OwnConfig(BertConfig):\n    model_type = 'own-bert'\n"
+    )
+    config = json.loads((bert_folder / "config.json").read_text())
+    config |= {"model_type": "own-bert", "auto_map": {"AutoConfig": "own_config.OwnConfig"}}
+    (bert_folder / "config.json").write_text(json.dumps(config))
+    record = load_source(SourceRequest(str(bert_folder), trust_remote_code=True)).record
+    assert record.remote_code and "own_config.py" in record.files
+
+
+@pytest.mark.parametrize("has_safetensors", [True, False])
+def test_a_model_of_the_hub_is_pinned(
+    bert_folder: Path, monkeypatch: pytest.MonkeyPatch, has_safetensors: bool
+) -> None:
+    config, model = BertConfig.from_pretrained(bert_folder), BertModel.from_pretrained(bert_folder)
+    config._commit_hash = "c0ffee"
+    asked: list[tuple[str, bool | None]] = []
+
+    def load_config(location: str, **options: Any) -> BertConfig:
+        assert location == "owner/name"
+        asked.append((options["revision"], None))
+        return config
+
+    def load_model(location: str, **options: Any) -> tuple[BertModel, dict[str, list[str]]]:
+        assert location == "owner/name"
+        asked.append((options["revision"], options["use_safetensors"]))
+        if options["use_safetensors"] and not has_safetensors:
+            raise OSError("owner/name does not appear to have a file named model.safetensors")
+        return model, {"mismatched_keys": [], "missing_keys": []}
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", load_config)
+    monkeypatch.setattr(BertModel, "from_pretrained", load_model)
+    record = load_source(SourceRequest("owner/name", allow_pickle=True)).record
+    models = [("c0ffee", True)] if has_safetensors else [("c0ffee", True), ("c0ffee", False)]
+    assert asked == [("main", None), *models]
+    assert record.revision == "c0ffee" and record.location == "owner/name"
+    assert record.pickled_weights is not has_safetensors
+    asked.clear()
+    load_source(SourceRequest.again(record, allow_pickle=True))
+    assert asked == [("c0ffee", None), *models]
+    assert SourceRequest.again(record, "other/name").revision == ""
