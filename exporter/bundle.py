@@ -41,8 +41,12 @@ class Bundle:
         return self.path / REPORTS_FOLDER
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, to_run: bool = True) -> Bundle:
         """Read the bundle in folder `path`.
+
+        Args:
+            path: The bundle's folder.
+            to_run: Whether its model will be read, so that what the ONNX file refers to matters; needs onnx.
 
         Raises:
             InvalidRequest: there is no such folder, or it holds no bundle.
@@ -72,7 +76,8 @@ class Bundle:
                 raise BundleCorrupted(f"{member}: is missing; next step: export again")
             if sha256_of(member) != expected:
                 raise BundleCorrupted(f"{member}: differs from what was exported (SHA-256); next step: export again")
-        unlisted = sorted(_weight_files(folder / MODEL_FILE) - {Path(name).as_posix() for name in manifest.files})
+        references = _weight_files(folder / MODEL_FILE) if to_run else set()
+        unlisted = sorted(references - {Path(name).as_posix() for name in manifest.files})
         if unlisted:
             raise BundleCorrupted(
                 f"{folder / MODEL_FILE}: reads {', '.join(map(repr, unlisted))}, of which {MANIFEST_FILE} has no hash; "

@@ -78,7 +78,7 @@ def load_for(path: Path) -> tuple[CheckReport, Path]:
     """
     if path.is_file():
         return load(path), path
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, to_run=False)
     file = bundle.reports_path / REPORT_FILE
     report = load(file)
     if report.model_sha256 != bundle.manifest.files.get(MODEL_FILE, ""):
