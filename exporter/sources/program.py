@@ -66,8 +66,13 @@ def load_program(request: SourceRequest) -> Source:
         raise InvalidRequest(f"{path}: no such file; give a .pt2 file that torch.export.save wrote")
     if request.random_weights or request.inputs:
         raise InvalidRequest(f"{path}: --random-weights and --inputs do not apply to a program that is traced already")
-    if not request.allow_pickle:
+    pickled = False
+    try:
         refuse_code(path)
+    except InvalidRequest:
+        if not request.allow_pickle:
+            raise
+        pickled = True
 
     import torch
 
@@ -91,7 +96,7 @@ def load_program(request: SourceRequest) -> Source:
         model_class="torch.export.ExportedProgram",
         files={path.name: sha256_of(path)},
         seed=request.seed,
-        pickled_weights=request.allow_pickle,
+        pickled_weights=pickled,
     )
     records = {name: record_input(name, value) for name, value in examples.items()}
     return Source(record, program, examples, None, records, _max_length(program, examples))

@@ -67,11 +67,15 @@ def test_prints_a_table_the_crossovers_and_where_the_report_is(bundle: str, caps
     assert captured.err == ""
 
 
-def test_json_on_stdout_is_json_alone(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", bundle, "--against", "none", "--no-plot", "--json", "-", *QUICK]) == 0
+def test_json_on_stdout_is_json_alone(
+    bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["bench", bundle, "--against", "none", "--no-plot", "--json", "-", *QUICK]
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/longspan", *arguments])
+    assert run(arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [row["variant"] for row in printed["rows"]] == ["kernel"]
-    assert printed["command"].startswith("longspan ")
+    assert printed["command"].startswith(f"longspan bench {bundle} ")
 
 
 def test_json_to_a_file(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
