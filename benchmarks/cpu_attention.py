@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from longspan.exporter.throughput.machine import describe_machine
 from longspan.plugins import operator, ort_library_path
 from longspan.plugins.sliding_window_attention.definition import Attributes, cost, infer_shapes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
@@ -389,7 +390,12 @@ def main() -> int:
     if options.length:
         run_length(options.length, options.threads)
         return 0
-    results: dict[str, Any] = {"threads": options.threads, "load_before": os.getloadavg()}
+    results: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/cpu_attention.py", *sys.argv[1:]]),
+        "machine": asdict(describe_machine()),
+        "threads": options.threads,
+        "load_before": os.getloadavg(),
+    }
     repetitions = options.repetitions or (5 if options.quick else 15)
     for name in options.case:
         if name == "options":
