@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..plugins.sliding_window_attention.definition import Attributes, Shapes, cost
+from ..plugins.attention_operands import Shapes
+from ..plugins.sliding_window_attention.definition import Attributes, cost
 from .bundle import MANIFEST_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...plugins.sliding_window_attention.definition import Attributes, Shapes, cost
+from ...plugins.attention_operands import Shapes
+from ...plugins.sliding_window_attention.definition import Attributes, cost
 from ..bundle import Bundle
 
 SGEMM_SIZE = 1024

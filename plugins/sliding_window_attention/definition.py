@@ -29,33 +29,43 @@ its row, and a sink of -inf is as good as none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..attention_operands import (
+    ATTN_MASK,
+    IS_CAUSAL,
+    K_SHAPE,
+    NONPAD_KV_SEQLEN,
+    OUTPUTS,
+    Q_SHAPE,
+    QKV,
+    SCORE_AND_HEADS,
+    SINKS,
+    SIZE_LIMIT,
+    V_SHAPE,
+    Shapes,
+    check_known,
+    check_score_attributes,
+    cost_of,
+    expect_shape,
+    qkv_shapes,
+)
 from ..definition import Attribute, Cost, Operator, Tensor
 from ..errors import InvalidOperands
-
-SIZE_LIMIT = 2**31 - 1
-"""Largest window size, dilation and number of heads: products of two stay inside int64 in every execution."""
-
-_Q_SHAPE = "(B, H_q, S_q, D) or (B, S_q, H_q·D)"
-_K_SHAPE = "(B, H_kv, S_k, D) or (B, S_k, H_kv·D)"
-_V_SHAPE = "(B, H_kv, S_k, D_v) or (B, S_k, H_kv·D_v)"
 
 SLIDING_WINDOW_ATTENTION = Operator(
     name="SlidingWindowAttention",
     doc="Attention of each query to a band of keys around it, and to and from global tokens.",
     inputs=(
-        Tensor("Q", "T", _Q_SHAPE, "Queries."),
-        Tensor("K", "T", _K_SHAPE, "Keys."),
-        Tensor("V", "T", _V_SHAPE, "Values."),
-        Tensor("attn_mask", "bool", "(B, S_k)", "Key padding: True = attend.", optional=True),
-        Tensor("nonpad_kv_seqlen", "int64", "(B,)", "Number of valid keys, as in ONNX Attention-25.", optional=True),
+        *QKV,
+        ATTN_MASK,
+        NONPAD_KV_SEQLEN,
         Tensor("global_mask", "bool", "(B, S_k)", "Tokens that see all keys and that all queries see.", optional=True),
-        Tensor("global_Q", "T", _Q_SHAPE, "Queries of the rows of global tokens.", optional=True),
-        Tensor("global_K", "T", _K_SHAPE, "Keys for the rows of global tokens.", optional=True),
-        Tensor("global_V", "T", _V_SHAPE, "Values for the rows of global tokens.", optional=True),
+        Tensor("global_Q", "T", Q_SHAPE, "Queries of the rows of global tokens.", optional=True),
+        Tensor("global_K", "T", K_SHAPE, "Keys for the rows of global tokens.", optional=True),
+        Tensor("global_V", "T", V_SHAPE, "Values for the rows of global tokens.", optional=True),
         Tensor(
             "band_bias",
             "T",
@@ -63,30 +73,18 @@ SLIDING_WINDOW_ATTENTION = Operator(
             "Added to the score of the k-th key of the band, i.e. key p + (k - left)·δ.",
             optional=True,
         ),
-        Tensor("sinks", "T", "(H_q,)", "Extra logit in the denominator.", optional=True),
+        SINKS,
         Tensor("spans", "float32", "(H_q,)", "Learned span per head, in keys.", optional=True),
     ),
     attributes=(
         Attribute("left_window_size", "int", -1, "Band keys before the query's own, inclusive; -1 unbounded."),
         Attribute("right_window_size", "int", -1, "Band keys after the query's own, inclusive; -1 unbounded."),
         Attribute("dilation", "ints", (1,), "Step between band keys: one value, or one per query head."),
-        Attribute("is_causal", "int", 0, "1: a query never sees keys after its own position."),
-        Attribute("scale", "float", None, "Factor of q·k; 1/sqrt(D) when absent."),
-        Attribute("softcap", "float", 0.0, "Scores become softcap·tanh(score/softcap) when positive."),
-        Attribute("q_num_heads", "int", 0, "Query heads; needed for 3-D inputs."),
-        Attribute("kv_num_heads", "int", 0, "Key and value heads; needed for 3-D inputs."),
+        IS_CAUSAL,
+        *SCORE_AND_HEADS,
         Attribute("span_ramp", "float", 32.0, "Length of the soft ramp after each span, in keys."),
     ),
-    outputs=(
-        Tensor("Y", "T", "like Q with D_v", "Attention output; rows without any allowed key are zero."),
-        Tensor(
-            "lse",
-            "float32",
-            "(B, H_q, S_q)",
-            "Log of the softmax denominator, sinks included; -inf for rows without any allowed key or sink.",
-            optional=True,
-        ),
-    ),
+    outputs=OUTPUTS,
 )
 
 
@@ -120,22 +118,9 @@ class Attributes:
             raise InvalidOperands(f"dilation = {list(self.dilation)}: every value must be 1 or more")
         if max(self.dilation) > SIZE_LIMIT:
             raise InvalidOperands(f"dilation = {list(self.dilation)}: every value must be at most {SIZE_LIMIT}")
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise InvalidOperands(f"scale = {self.scale}: must be finite")
-        if not (math.isfinite(self.softcap) and self.softcap >= 0):
-            raise InvalidOperands(f"softcap = {self.softcap}: must be 0 (off) or positive and finite")
         if not (math.isfinite(self.span_ramp) and self.span_ramp > 0):
             raise InvalidOperands(f"span_ramp = {self.span_ramp}: must be positive and finite")
-        if self.q_num_heads < 0 or self.kv_num_heads < 0:
-            raise InvalidOperands(f"q_num_heads = {self.q_num_heads}, kv_num_heads = {self.kv_num_heads}: negative")
-        if max(self.q_num_heads, self.kv_num_heads) > SIZE_LIMIT:
-            raise InvalidOperands(
-                f"q_num_heads = {self.q_num_heads}, kv_num_heads = {self.kv_num_heads}: must be at most {SIZE_LIMIT}"
-            )
-        if self.kv_num_heads and self.q_num_heads % self.kv_num_heads:
-            raise InvalidOperands(
-                f"q_num_heads = {self.q_num_heads} is not a multiple of kv_num_heads = {self.kv_num_heads}"
-            )
+        check_score_attributes(self)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Attributes:
@@ -144,12 +129,7 @@ class Attributes:
         Raises:
             InvalidOperands: an attribute is unknown or out of range.
         """
-        known = {attribute.name for attribute in SLIDING_WINDOW_ATTENTION.attributes}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InvalidOperands(
-                f"SlidingWindowAttention has no attribute {', '.join(unknown)}; there are: {', '.join(sorted(known))}"
-            )
+        check_known(SLIDING_WINDOW_ATTENTION.name, SLIDING_WINDOW_ATTENTION.attributes, values)
         values = dict(values)
         if "dilation" in values:
             dilation = values["dilation"]
@@ -169,36 +149,6 @@ class Attributes:
         return left, (0 if self.is_causal else right)
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Sizes of one execution, the same for both layouts.
-
-    Attributes:
-        layout: ``"bhsd"`` (4-D) or ``"bsd"`` (3-D).
-    """
-
-    layout: str
-    batch: int
-    q_num_heads: int
-    kv_num_heads: int
-    seq_q: int
-    seq_k: int
-    head_size: int
-    v_head_size: int
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        """Shape of Y."""
-        if self.layout == "bhsd":
-            return (self.batch, self.q_num_heads, self.seq_q, self.v_head_size)
-        return (self.batch, self.seq_q, self.q_num_heads * self.v_head_size)
-
-    @property
-    def lse(self) -> tuple[int, ...]:
-        """Shape of the second output."""
-        return (self.batch, self.q_num_heads, self.seq_q)
-
-
 def infer_shapes(inputs: Mapping[str, tuple[int, ...]], attributes: Attributes) -> Shapes:
     """Check the shapes of all inputs present against the definition and return the sizes.
 
@@ -209,48 +159,12 @@ def infer_shapes(inputs: Mapping[str, tuple[int, ...]], attributes: Attributes) 
     Raises:
         InvalidOperands: a shape contradicts the definition; the message names the input.
     """
-    q, k, v = inputs["Q"], inputs["K"], inputs["V"]
-    if not len(q) == len(k) == len(v) or len(q) not in (3, 4):
-        raise InvalidOperands(f"Q, K, V have shapes {q}, {k}, {v}: all must be 3-D or all 4-D")
-    if len(q) == 4:
-        layout, (batch, heads_q, seq_q, size) = "bhsd", q
-        heads_kv, seq_k, v_size = k[1], k[2], v[3]
-        _expect(inputs, "K", (batch, heads_kv, seq_k, size))
-        _expect(inputs, "V", (batch, heads_kv, seq_k, v_size))
-        for name, got in (("q_num_heads", heads_q), ("kv_num_heads", heads_kv)):
-            if getattr(attributes, name) not in (0, got):
-                raise InvalidOperands(f"{name} = {getattr(attributes, name)}, but the 4-D input has {got} heads")
-    else:
-        layout, heads_q, heads_kv = "bsd", attributes.q_num_heads, attributes.kv_num_heads
-        if heads_q < 1 or heads_kv < 1:
-            raise InvalidOperands("3-D inputs need q_num_heads and kv_num_heads of 1 or more")
-        batch, seq_q, seq_k = q[0], q[1], k[1]
-        for name, width, heads in (("Q", q[2], heads_q), ("K", k[2], heads_kv), ("V", v[2], heads_kv)):
-            if width % heads:
-                raise InvalidOperands(f"{name} has {width} channels, which {heads} heads do not divide")
-        size, v_size = q[2] // heads_q, v[2] // heads_kv
-        _expect(inputs, "K", (batch, seq_k, heads_kv * size))
-        _expect(inputs, "V", (batch, seq_k, heads_kv * v_size))
-    if heads_kv < 1 or heads_q % heads_kv:
-        raise InvalidOperands(f"{heads_q} query heads are not a multiple of {heads_kv} key heads")
+    shapes = qkv_shapes(inputs, attributes)
+    heads_q = shapes.q_num_heads
     if len(attributes.dilation) not in (1, heads_q):
         raise InvalidOperands(f"dilation has {len(attributes.dilation)} values: must be 1 or {heads_q} (query heads)")
-    shapes = Shapes(layout, batch, heads_q, heads_kv, seq_q, seq_k, size, v_size)
     _check_optional(inputs, attributes, shapes)
     return shapes
-
-
-def check_lengths(lengths: Sequence[int], seq_k: int) -> None:
-    """Check the values of nonpad_kv_seqlen.
-
-    Raises:
-        InvalidOperands: a length is negative or beyond the number of keys.
-    """
-    for b, length in enumerate(lengths):
-        if not 0 <= length <= seq_k:
-            raise InvalidOperands(
-                f"nonpad_kv_seqlen[{b}] = {length}: must be between 0 and the number of keys, {seq_k}"
-            )
 
 
 def _check_optional(inputs: Mapping[str, tuple[int, ...]], attributes: Attributes, shapes: Shapes) -> None:
@@ -265,7 +179,7 @@ def _check_optional(inputs: Mapping[str, tuple[int, ...]], attributes: Attribute
         ("sinks", (heads,)),
         ("spans", (heads,)),
     ):
-        _expect(inputs, name, expected)
+        expect_shape(inputs, name, expected)
     separate = [name for name in ("global_Q", "global_K", "global_V") if name in inputs]
     if separate and (len(separate) < 3 or "global_mask" not in inputs):
         raise InvalidOperands(
@@ -281,12 +195,6 @@ def _check_optional(inputs: Mapping[str, tuple[int, ...]], attributes: Attribute
         allowed = ((1, batch), (1, heads), (1, seq_q), (width,))
         if len(bias) != 4 or any(got not in sizes for got, sizes in zip(bias, allowed, strict=True)):
             raise InvalidOperands(f"band_bias has shape {bias}: must be (1|{batch}, 1|{heads}, 1|{seq_q}, {width})")
-
-
-def _expect(inputs: Mapping[str, tuple[int, ...]], name: str, expected: tuple[int, ...]) -> None:
-    got = inputs.get(name)
-    if got is not None and tuple(got) != expected:
-        raise InvalidOperands(f"{name} has shape {tuple(got)}: must be {expected}")
 
 
 def band_pairs(seq_q: int, seq_k: int, left: int, right: int, dilation: int = 1, offset: int = 0) -> int:
@@ -322,11 +230,4 @@ def cost(shapes: Shapes, attributes: Attributes, element_size: int = 4, global_t
     dilation = attributes.dilation if len(attributes.dilation) > 1 else attributes.dilation * shapes.q_num_heads
     per_batch = sum(band_pairs(shapes.seq_q, shapes.seq_k, left, right, step) for step in dilation)
     per_batch += shapes.q_num_heads * global_tokens * (shapes.seq_k + shapes.seq_q)
-    pairs = shapes.batch * per_batch
-    moved = shapes.seq_q * shapes.q_num_heads * (shapes.head_size + shapes.v_head_size)
-    moved += shapes.seq_k * shapes.kv_num_heads * (shapes.head_size + shapes.v_head_size)
-    return Cost(
-        pairs=pairs,
-        flops=2 * pairs * (shapes.head_size + shapes.v_head_size),
-        bytes=shapes.batch * moved * element_size,
-    )
+    return cost_of(shapes, shapes.batch * per_batch, element_size)

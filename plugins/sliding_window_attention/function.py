@@ -24,9 +24,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ..attention_operands import SIZE_LIMIT
 from ..errors import InvalidOperands
 from ..onnx_builder import Expr, FunctionBuilder
-from .definition import SIZE_LIMIT, SLIDING_WINDOW_ATTENTION, Attributes
+from .definition import SLIDING_WINDOW_ATTENTION, Attributes
 
 LOOP_ABOVE = 1024
 """Widest band, in keys, whose blocks are all computed at once."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .definition import Attributes, Shapes, check_lengths, infer_shapes
+from ..attention_operands import Shapes, check_lengths
+from .definition import Attributes, infer_shapes
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..attention_operands import Shapes, check_lengths
 from ..errors import InvalidOperands
-from .definition import Attributes, Shapes, check_lengths, infer_shapes
+from .definition import Attributes, infer_shapes
 
 _BLOCK = 128
 

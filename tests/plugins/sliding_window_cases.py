@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from longspan.plugins.sliding_window_attention.definition import SIZE_LIMIT, Attributes
+from longspan.plugins.attention_operands import SIZE_LIMIT
+from longspan.plugins.sliding_window_attention.definition import Attributes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 
 Array = npt.NDArray[Any]
