@@ -2,9 +2,14 @@
 #ifndef LONGSPAN_CPU_EXECUTOR_H_
 #define LONGSPAN_CPU_EXECUTOR_H_
 
+#include <algorithm>
 #include <cstddef>
+#include <thread>
 
 namespace longspan::cpu {
+
+// Threads that this machine runs at the same time.
+inline size_t HardwareThreads() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 class Executor {
  public:

@@ -1,47 +1,20 @@
 #include "sliding_window_attention/attention.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <new>
-#include <thread>
 
+#include "attention/row_tile.h"
+#include "attention/tasks.h"
 #include "cpu/elements.h"
 #include "sliding_window_attention/plan.h"
 
-namespace longspan {
+namespace longspan::sliding_window {
 namespace {
 
 using cpu::ColumnRange;
 using cpu::ElementSize;
 using cpu::ElementType;
-
-// Where the vectors of a (B, H, S, W) or (B, S, H*W) tensor are, in bytes.
-struct Strides {
-  Strides(const Shapes& shapes, int64_t heads, int64_t sequence, int64_t width, ElementType type) {
-    const auto size = static_cast<int64_t>(ElementSize(type));
-    batch = heads * sequence * width * size;
-    head = (shapes.split_heads ? sequence : 1) * width * size;
-    row = (shapes.split_heads ? 1 : heads) * width * size;
-  }
-  int64_t Offset(int64_t b, int64_t h, int64_t s) const { return b * batch + h * head + s * row; }
-
-  int64_t batch, head, row;
-};
-
-float LoadElement(const void* data, int64_t index, ElementType type) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return static_cast<const float*>(data)[index];
-    case ElementType::kFloat16:
-      return cpu::ToFloat(static_cast<const cpu::Half*>(data)[index]);
-    case ElementType::kBFloat16:
-      return cpu::ToFloat(static_cast<const cpu::BFloat16*>(data)[index]);
-  }
-  return 0;
-}
 
 // out[i] += data[i] * log2(e)
 template <typename T>
@@ -51,29 +24,8 @@ void AddBias(const T* data, int count, float* out) {
 
 float Ramp(float x) { return x < 0.0f ? 0.0f : (x > 1.0f ? 1.0f : x); }
 
-// Carves arrays out of one block of memory; with no block it only measures.
-class Arena {
- public:
-  explicit Arena(char* memory) : memory_(memory) {}
-  template <typename T>
-  T* Take(int64_t count) {
-    T* result = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
-    used_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return result;
-  }
-  size_t Used() const { return used_; }
-
-  static constexpr size_t kAlignment = 64;
-
- private:
-  char* memory_;
-  size_t used_ = 0;
-};
-
-// One query row of a tile. Key bounds are inclusive and in the tile's key coordinate.
-struct Row {
-  int64_t query;     // row index in Q
-  int64_t head;      // query head
+// The keys that one row of a tile sees. Bounds are inclusive and in the tile's key coordinate.
+struct Band {
   int64_t position;  // of the row's own key, in the tile's key coordinate
   int64_t low;
   int64_t high;
@@ -85,58 +37,38 @@ class Worker {
   Worker(const Problem& problem, const Plan& plan, const cpu::TileKernels& kernels)
       : problem_(problem),
         plan_(plan),
-        kernels_(kernels),
-        type_(static_cast<int>(problem.type)),
-        q_(problem.shapes, problem.shapes.q_num_heads, problem.shapes.seq_q, problem.shapes.head_size, problem.type),
-        k_(problem.shapes, problem.shapes.kv_num_heads, problem.shapes.seq_k, problem.shapes.head_size, problem.type),
-        v_(problem.shapes, problem.shapes.kv_num_heads, problem.shapes.seq_k, problem.shapes.v_head_size, problem.type),
-        y_(problem.shapes, problem.shapes.q_num_heads, problem.shapes.seq_q, problem.shapes.v_head_size, problem.type) {
-    Carve(nullptr);
-  }
+        tile_(problem, problem.attributes, problem.inputs[kSinks], plan.tile, kernels) {}
 
-  size_t ScratchBytes() const { return scratch_bytes_ + Arena::kAlignment; }
-
-  void SetScratch(void* memory) {
-    const auto address = reinterpret_cast<uintptr_t>(memory);
-    const uintptr_t aligned = (address + Arena::kAlignment - 1) / Arena::kAlignment * Arena::kAlignment;
-    Carve(static_cast<char*>(memory) + (aligned - address));
+  void Carve(cpu::Arena* arena) {
+    tile_.Carve(arena);
+    bands_ = arena->Take<Band>(plan_.tile.rows);
+    columns_ = arena->Take<int64_t>(plan_.tile.columns);
   }
 
   void Run(const Task& task);
 
  private:
-  void Carve(char* memory);
-  void FindRows();
-  void FindGlobalRows();
-  void Begin();
-  void Finish();
+  int FindRows();
+  int FindGlobalRows();
   void AttendBand(bool global_row);
   void AttendGlobalKeys();
   void AttendColumns(int columns, bool contiguous, const cpu::ScoreEdit& edit);
   static void EditBand(void* worker, int row, ColumnRange range, float* scores, float* weights);
   static void EditGlobalKeys(void* worker, int row, ColumnRange range, float* scores, float* weights);
-  const void* BiasRow(const Row& row) const;
+  const void* BiasRow(const TileRow& row) const;
 
-  const char* InputAt(Input plain, Input separate) const {
+  const void* InputAt(CommonInput plain, Input separate) const {
     const bool use_separate = task_->global && problem_.inputs[separate] != nullptr;
-    return static_cast<const char*>(problem_.inputs[use_separate ? separate : plain]);
+    return use_separate ? problem_.inputs[separate] : problem_.inputs[plain];
   }
 
   const Problem& problem_;
   const Plan& plan_;
-  const cpu::TileKernels& kernels_;
-  const int type_;
-  const Strides q_, k_, v_, y_;
-  size_t scratch_bytes_ = 0;
+  RowTile tile_;
 
   // Scratch.
-  cpu::QueryTile tile_;
-  float* keys_ = nullptr;
-  float* values_ = nullptr;
-  Row* rows_ = nullptr;
-  ColumnRange* ranges_ = nullptr;
+  Band* bands_ = nullptr;       // as many as the tile has rows
   int64_t* columns_ = nullptr;  // key coordinate of each column of the current key tile, ascending
-  const void** pointers_ = nullptr;
 
   // The current task.
   const Task* task_ = nullptr;
@@ -147,41 +79,20 @@ class Worker {
   bool contiguous_ = false;   // columns_ of the current key tile are consecutive
 };
 
-void Worker::Carve(char* memory) {
-  const Shapes& s = problem_.shapes;
-  const int64_t rows = plan_.max_rows, columns = plan_.max_columns, width = cpu::PadToLanes(s.v_head_size);
-  Arena arena(memory);
-  tile_.queries = arena.Take<float>(cpu::PadToLanes(rows) * s.head_size);
-  tile_.out = arena.Take<float>(rows * width);
-  tile_.top = arena.Take<float>(rows);
-  tile_.total = arena.Take<float>(rows);
-  keys_ = arena.Take<float>(columns * s.head_size);
-  values_ = arena.Take<float>(columns * width);
-  rows_ = arena.Take<Row>(rows);
-  ranges_ = arena.Take<ColumnRange>(rows);
-  columns_ = arena.Take<int64_t>(columns);
-  pointers_ = arena.Take<const void*>(std::max(rows, columns));
-  scratch_bytes_ = arena.Used();
-}
-
 void Worker::Run(const Task& task) {
   task_ = &task;
   masks_ = &plan_.batches[static_cast<size_t>(task.batch)];
-  if (task.global) {
-    FindGlobalRows();
-  } else {
-    FindRows();
-  }
-  if (tile_.rows == 0) return;
-  Begin();
+  const int rows = task.global ? FindGlobalRows() : FindRows();
+  if (rows == 0) return;
+  tile_.Begin(rows, InputAt(kQ, kGlobalQ), task.batch);
   AttendBand(task.global);
   if (!task.global && !masks_->global_keys.empty()) AttendGlobalKeys();
-  Finish();
+  tile_.Finish();
 }
 
 // Rows of a local task. The dilation is gone from here on: rows and keys of one residue class are dense in
 // `coordinate`.
-void Worker::FindRows() {
+int Worker::FindRows() {
   const Attributes& a = problem_.attributes;
   step_ = Dilation(a, task_->head);
   const int64_t base = masks_->offset + task_->residue;
@@ -198,22 +109,23 @@ void Worker::FindRows() {
     int64_t high = a.right_window_size < 0 ? last_column_ : std::min(last_column_, position + a.right_window_size);
     if (a.is_causal) high = std::min(high, position);
     for (int64_t head = task_->head; head < task_->head + task_->heads; ++head) {
-      Row row{query, head, position, low, high};
+      Band band{position, low, high};
       if (spans != nullptr) {
         // Keys at this distance or more have weight 0: they are not part of the row at all.
         const double reach =
             (static_cast<double>(a.span_ramp) + static_cast<double>(spans[head])) / static_cast<double>(step_);
         const int64_t most = reach > 0 ? static_cast<int64_t>(std::ceil(std::min(reach, 1e15))) - 1 : -1;
-        row.low = std::max(low, position - most);
-        row.high = std::min(high, position + most);
+        band.low = std::max(low, position - most);
+        band.high = std::min(high, position + most);
       }
-      rows_[count++] = row;
+      tile_.rows()[count] = {query, head};
+      bands_[count++] = band;
     }
   }
-  tile_.rows = count;
+  return count;
 }
 
-void Worker::FindGlobalRows() {
+int Worker::FindGlobalRows() {
   step_ = 1;
   first_key_ = 0;
   last_column_ = masks_->length - 1;
@@ -223,42 +135,20 @@ void Worker::FindGlobalRows() {
     const int64_t position = masks_->offset + query;
     const int64_t high = problem_.attributes.is_causal ? std::min(last_column_, position) : last_column_;
     for (int64_t head = task_->head; head < task_->head + task_->heads; ++head) {
-      rows_[count++] = {query, head, position, 0, high};
+      tile_.rows()[count] = {query, head};
+      bands_[count++] = {position, 0, high};
     }
   }
-  tile_.rows = count;
-}
-
-void Worker::Begin() {
-  const Shapes& s = problem_.shapes;
-  const Attributes& a = problem_.attributes;
-  tile_.depth = static_cast<int>(s.head_size);
-  tile_.width = static_cast<int>(cpu::PadToLanes(s.v_head_size));
-  tile_.softcap = a.softcap;
-  const char* q = InputAt(kQ, kGlobalQ);
-  for (int r = 0; r < tile_.rows; ++r) pointers_[r] = q + q_.Offset(task_->batch, rows_[r].head, rows_[r].query);
-  const double scale = a.scale ? *a.scale : 1.0 / std::sqrt(static_cast<double>(s.head_size));
-  const double factor = a.softcap > 0 ? scale / a.softcap : scale * static_cast<double>(cpu::kLog2E);
-  kernels_.pack_transposed[type_](pointers_, tile_.rows, tile_.depth, static_cast<float>(factor), tile_.queries);
-  std::memset(tile_.out, 0, static_cast<size_t>(tile_.rows) * static_cast<size_t>(tile_.width) * sizeof(float));
-  for (int r = 0; r < tile_.rows; ++r) {
-    tile_.top[r] = cpu::kNoTop;
-    tile_.total[r] = 0;
-    if (problem_.inputs[kSinks] == nullptr) continue;
-    const float sink = LoadElement(problem_.inputs[kSinks], rows_[r].head, problem_.type) * cpu::kLog2E;
-    if (sink == -std::numeric_limits<float>::infinity()) continue;  // no weight
-    tile_.top[r] = std::min(sink, -cpu::kNoTop);
-    tile_.total[r] = 1;
-  }
+  return count;
 }
 
 // The band of local rows, global keys left out; all keys of global rows.
 void Worker::AttendBand(bool global_row) {
   int64_t low = std::numeric_limits<int64_t>::max(), high = -1;
-  for (int r = 0; r < tile_.rows; ++r) {
-    if (rows_[r].low > rows_[r].high) continue;
-    low = std::min(low, rows_[r].low);
-    high = std::max(high, rows_[r].high);
+  for (int r = 0; r < tile_.count(); ++r) {
+    if (bands_[r].low > bands_[r].high) continue;
+    low = std::min(low, bands_[r].low);
+    high = std::max(high, bands_[r].high);
   }
   const auto mask = [&](Input input) -> const bool* {
     const auto* data = static_cast<const bool*>(problem_.inputs[input]);
@@ -272,7 +162,7 @@ void Worker::AttendBand(bool global_row) {
   }
   while (low <= high) {
     int count = 0;
-    for (; low <= high && count < plan_.max_columns; ++low) {
+    for (; low <= high && count < plan_.tile.columns; ++low) {
       const int64_t key = first_key_ + low * step_;
       if (valid != nullptr && !valid[key]) continue;
       if (left_out != nullptr && left_out[key]) continue;
@@ -285,11 +175,9 @@ void Worker::AttendBand(bool global_row) {
 // Global keys of local rows, once each whether or not they are in the band.
 void Worker::AttendGlobalKeys() {
   // From here the key coordinate is the key's index.
-  for (int r = 0; r < tile_.rows; ++r) {
-    Row& row = rows_[r];
-    row.position = masks_->offset + row.query;
-    row.low = 0;
-    row.high = problem_.attributes.is_causal ? row.position : std::numeric_limits<int32_t>::max();
+  for (int r = 0; r < tile_.count(); ++r) {
+    const int64_t position = masks_->offset + tile_.rows()[r].query;
+    bands_[r] = {position, 0, problem_.attributes.is_causal ? position : std::numeric_limits<int32_t>::max()};
   }
   const int64_t band_step = step_;
   first_key_ = 0;
@@ -297,8 +185,8 @@ void Worker::AttendGlobalKeys() {
   cpu::ScoreEdit edit;
   if (problem_.inputs[kBandBias] != nullptr) edit = {EditGlobalKeys, this, false};
   const auto& keys = masks_->global_keys;
-  for (size_t first = 0; first < keys.size(); first += static_cast<size_t>(plan_.max_columns)) {
-    const size_t count = std::min(keys.size() - first, static_cast<size_t>(plan_.max_columns));
+  for (size_t first = 0; first < keys.size(); first += static_cast<size_t>(plan_.tile.columns)) {
+    const size_t count = std::min(keys.size() - first, static_cast<size_t>(plan_.tile.columns));
     std::copy_n(keys.begin() + static_cast<ptrdiff_t>(first), count, columns_);
     AttendColumns(static_cast<int>(count), false, edit);
   }
@@ -307,32 +195,26 @@ void Worker::AttendGlobalKeys() {
 
 // Packs the keys columns_[0 .. columns) and lets every row attend to those between its bounds.
 void Worker::AttendColumns(int columns, bool contiguous, const cpu::ScoreEdit& edit) {
-  const Shapes& s = problem_.shapes;
   contiguous_ = contiguous;
-  const int64_t kv_head = task_->head / (s.q_num_heads / s.kv_num_heads);
-  const char* k = InputAt(kK, kGlobalK) + k_.Offset(task_->batch, kv_head, 0);
-  const char* v = InputAt(kV, kGlobalV) + v_.Offset(task_->batch, kv_head, 0);
-  for (int c = 0; c < columns; ++c) pointers_[c] = k + (first_key_ + columns_[c] * step_) * k_.row;
-  kernels_.pack_transposed[type_](pointers_, columns, tile_.depth, 1.0f, keys_);
-  for (int c = 0; c < columns; ++c) pointers_[c] = v + (first_key_ + columns_[c] * step_) * v_.row;
-  kernels_.pack_rows[type_](pointers_, columns, static_cast<int>(s.v_head_size), tile_.width, values_);
-  for (int r = 0; r < tile_.rows; ++r) {
-    const Row& row = rows_[r];
+  tile_.PackKeys(columns, InputAt(kK, kGlobalK), InputAt(kV, kGlobalV),
+                 [this](int c) { return first_key_ + columns_[c] * step_; });
+  for (int r = 0; r < tile_.count(); ++r) {
+    const Band& band = bands_[r];
     if (contiguous) {
       const auto clamp = [&](int64_t c) { return static_cast<int>(std::clamp<int64_t>(c - columns_[0], 0, columns)); };
-      ranges_[r] = {clamp(row.low), clamp(row.high + 1)};
+      tile_.ranges()[r] = {clamp(band.low), clamp(band.high + 1)};
     } else {
       const int64_t* begin = columns_;
       const int64_t* end = begin + columns;
-      ranges_[r] = {static_cast<int>(std::lower_bound(begin, end, row.low) - begin),
-                    static_cast<int>(std::upper_bound(begin, end, row.high) - begin)};
+      tile_.ranges()[r] = {static_cast<int>(std::lower_bound(begin, end, band.low) - begin),
+                           static_cast<int>(std::upper_bound(begin, end, band.high) - begin)};
     }
   }
-  kernels_.attend(tile_, {columns, keys_, values_}, ranges_, edit);
+  tile_.Attend(columns, edit);
 }
 
-const void* Worker::BiasRow(const Row& row) const {
-  const Shape& shape = problem_.band_bias_shape;
+const void* Worker::BiasRow(const TileRow& row) const {
+  const Shape& shape = *problem_.input_shapes[kBandBias];
   const int64_t b = shape[0] > 1 ? task_->batch : 0;
   const int64_t h = shape[1] > 1 ? row.head : 0;
   const int64_t i = shape[2] > 1 ? row.query : 0;
@@ -342,12 +224,13 @@ const void* Worker::BiasRow(const Row& row) const {
 }
 
 void Worker::EditBand(void* worker, int r, ColumnRange range, float* scores, float* weights) {
-  const Worker& w = *static_cast<const Worker*>(worker);
-  const Row& row = w.rows_[r];
+  Worker& w = *static_cast<Worker*>(worker);
+  const TileRow& row = w.tile_.rows()[r];
+  const int64_t position = w.bands_[r].position;
   const Attributes& a = w.problem_.attributes;
   if (w.problem_.inputs[kBandBias] != nullptr) {
     const void* bias = w.BiasRow(row);
-    const int64_t shift = a.left_window_size - row.position;  // index in the band = coordinate + shift
+    const int64_t shift = a.left_window_size - position;  // index in the band = coordinate + shift
     if (w.contiguous_) {
       const int64_t index = w.columns_[range.first] + shift;
       const int count = range.last - range.first;
@@ -374,7 +257,7 @@ void Worker::EditBand(void* worker, int r, ColumnRange range, float* scores, flo
     const float inverse = 1.0f / a.span_ramp;
     if (w.contiguous_) {
       // Whole numbers below 2^24 are exact in float, and this form vectorises.
-      const auto start = static_cast<float>(w.columns_[range.first] - row.position);
+      const auto start = static_cast<float>(w.columns_[range.first] - position);
       const auto step = static_cast<float>(w.step_);
       float* out = weights + range.first;
       for (int i = 0; i < range.last - range.first; ++i) {
@@ -382,7 +265,7 @@ void Worker::EditBand(void* worker, int r, ColumnRange range, float* scores, flo
       }
     } else {
       for (int c = range.first; c < range.last; ++c) {
-        const auto distance = static_cast<float>(std::abs(w.columns_[c] - row.position) * w.step_);
+        const auto distance = static_cast<float>(std::abs(w.columns_[c] - position) * w.step_);
         weights[c] = Ramp((reach - distance) * inverse);
       }
     }
@@ -391,72 +274,25 @@ void Worker::EditBand(void* worker, int r, ColumnRange range, float* scores, flo
 
 // Bias of the global keys that are in the band.
 void Worker::EditGlobalKeys(void* worker, int r, ColumnRange range, float* scores, float*) {
-  const Worker& w = *static_cast<const Worker*>(worker);
-  const Row& row = w.rows_[r];
+  Worker& w = *static_cast<Worker*>(worker);
+  const TileRow& row = w.tile_.rows()[r];
+  const int64_t position = w.bands_[r].position;
   const Attributes& a = w.problem_.attributes;
   const int64_t step = Dilation(a, row.head);
   const void* bias = w.BiasRow(row);
   for (int c = range.first; c < range.last; ++c) {
-    const int64_t difference = w.columns_[c] - row.position;
+    const int64_t difference = w.columns_[c] - position;
     const int64_t steps = difference / step;
     if (difference % step != 0 || steps < -a.left_window_size || steps > a.right_window_size) continue;
     scores[c] += LoadElement(bias, steps + a.left_window_size, w.problem_.type) * cpu::kLog2E;
   }
 }
 
-void Worker::Finish() {
-  const Shapes& s = problem_.shapes;
-  for (int r = 0; r < tile_.rows; ++r) {
-    const Row& row = rows_[r];
-    float* out = tile_.out + static_cast<ptrdiff_t>(r) * tile_.width;
-    const float total = tile_.total[r];
-    if (total == 0) std::memset(out, 0, static_cast<size_t>(tile_.width) * sizeof(float));
-    kernels_.store_row[type_](out, total == 0 ? 0.0f : 1.0f / total, static_cast<int>(s.v_head_size),
-                              static_cast<char*>(problem_.output) + y_.Offset(task_->batch, row.head, row.query));
-    if (problem_.lse != nullptr) {
-      problem_.lse[(task_->batch * s.q_num_heads + row.head) * s.seq_q + row.query] =
-          total == 0 ? -std::numeric_limits<float>::infinity() : tile_.top[r] * cpu::kLn2 + std::log(total);
-    }
-  }
-}
-
-// What the threads of one execution share.
-struct Run {
-  const Problem& problem;
-  const Plan& plan;
-  const cpu::TileKernels& kernels;
-  cpu::Executor& executor;
-  std::atomic<size_t> next{0};
-  std::atomic<bool> out_of_memory{false};
-};
-
-// Runs tasks until none is left.
-void Drain(void* context, size_t) {
-  Run& run = *static_cast<Run*>(context);
-  size_t index = run.next.fetch_add(1);
-  if (index >= run.plan.tasks.size()) return;
-  Worker worker(run.problem, run.plan, run.kernels);
-  void* scratch = run.executor.Allocate(worker.ScratchBytes());
-  if (scratch == nullptr) {
-    run.out_of_memory = true;
-    return;
-  }
-  worker.SetScratch(scratch);
-  for (; index < run.plan.tasks.size(); index = run.next.fetch_add(1)) worker.Run(run.plan.tasks[index]);
-  run.executor.Free(scratch);
-}
-
 }  // namespace
 
-void SlidingWindowAttention(const Problem& problem, const cpu::TileKernels& kernels, cpu::Executor& executor) {
+void Compute(const Problem& problem, const cpu::TileKernels& kernels, cpu::Executor& executor) {
   const Plan plan = MakePlan(problem);
-  if (plan.tasks.empty()) return;
-  Run run{problem, plan, kernels, executor};
-  // One call per core, each running tasks in the plan's order, heaviest first, until none is left. A pool with fewer
-  // threads makes the calls one after the other; the late ones find nothing to do.
-  const size_t threads = std::max(1u, std::thread::hardware_concurrency());
-  executor.ParallelFor(Drain, std::min(threads, plan.tasks.size()), &run);
-  if (run.out_of_memory) throw std::bad_alloc();
+  RunTasks(plan.tasks, [&] { return Worker(problem, plan, kernels); }, executor);
 }
 
-}  // namespace longspan
+}  // namespace longspan::sliding_window

@@ -1,38 +1,18 @@
 #include "sliding_window_attention/plan.h"
 
 #include <algorithm>
-#include <thread>
 
-namespace longspan {
+namespace longspan::sliding_window {
 namespace {
-
-// A tile of rows, and a tile of keys, take at most this many floats each: together they stay within an L2 cache of 1
-// MB.
-constexpr int64_t kTileFloats = 65536;
-// Enough rows to make packing the keys a few percent of the work.
-constexpr int64_t kMaxRows = 192;
-constexpr int64_t kMinRows = 32;
 
 BatchMasks ReadMasks(const Problem& problem, int64_t b) {
   const Shapes& s = problem.shapes;
-  BatchMasks masks;
-  masks.length = s.seq_k;
-  if (problem.inputs[kNonpadKvSeqlen] != nullptr) {
-    masks.length = static_cast<const int64_t*>(problem.inputs[kNonpadKvSeqlen])[b];
-    if (masks.length < 0 || masks.length > s.seq_k) {
-      throw InvalidOperands("nonpad_kv_seqlen[" + std::to_string(b) + "] = " + std::to_string(masks.length) +
-                            ": must be between 0 and the number of keys, " + std::to_string(s.seq_k));
-    }
-    masks.offset = masks.length - s.seq_q;
-  }
+  BatchMasks masks{ReadPadding(s, problem.inputs[kNonpadKvSeqlen], problem.inputs[kAttnMask], b), {}, {}};
   const auto* valid = static_cast<const bool*>(problem.inputs[kAttnMask]);
   const auto* global = static_cast<const bool*>(problem.inputs[kGlobalMask]);
-  if (valid != nullptr) {
-    valid += b * s.seq_k;
-    masks.holes = std::find(valid, valid + masks.length, false) != valid + masks.length;
-  }
   if (global != nullptr) {
     global += b * s.seq_k;
+    if (valid != nullptr) valid += b * s.seq_k;
     for (int64_t k = 0; k < s.seq_k; ++k) {
       if (!global[k]) continue;
       if (k < masks.length && (valid == nullptr || valid[k])) masks.global_keys.push_back(static_cast<int32_t>(k));
@@ -58,21 +38,13 @@ double BandKeys(const Problem& problem, const BatchMasks& masks, int64_t row, in
 class Planner {
  public:
   explicit Planner(const Problem& problem) : problem_(problem), shapes_(problem.shapes) {
-    const int64_t floats = shapes_.head_size + cpu::PadToLanes(shapes_.v_head_size);
-    const int64_t fit =
-        std::max<int64_t>(1, kTileFloats / std::max<int64_t>(1, floats)) / cpu::kMaxLanes * cpu::kMaxLanes;
-    plan_.max_columns = static_cast<int>(std::clamp<int64_t>(fit, 32, cpu::kMaxTileColumns));
-    rows_ = std::clamp<int64_t>(fit, kMinRows, kMaxRows);
-    // Small problems: smaller tiles, so that every core gets a few.
-    const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-    const int64_t total = shapes_.batch * shapes_.q_num_heads * shapes_.seq_q;
-    while (rows_ >= 2 * kMinRows && total / rows_ < 4 * threads) rows_ /= 2;
-    plan_.max_rows = static_cast<int>(rows_);
+    plan_.tile = ChooseTileSize(shapes_);
+    rows_ = plan_.tile.rows;
   }
 
   Plan Make() {
     for (int64_t b = 0; b < shapes_.batch; ++b) plan_.batches.push_back(ReadMasks(problem_, b));
-    const int64_t group = shapes_.q_num_heads / shapes_.kv_num_heads;
+    const int64_t group = shapes_.Group();
     for (int64_t b = 0; b < shapes_.batch; ++b) {
       for (int64_t head = 0; head < shapes_.q_num_heads;) {
         // Heads that share a tile: of one group, with one dilation, and not more than the tile has rows.
@@ -123,4 +95,4 @@ class Planner {
 
 Plan MakePlan(const Problem& problem) { return Planner(problem).Make(); }
 
-}  // namespace longspan
+}  // namespace longspan::sliding_window

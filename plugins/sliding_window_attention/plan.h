@@ -5,15 +5,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "attention/row_tile.h"
 #include "sliding_window_attention/problem.h"
 
-namespace longspan {
+namespace longspan::sliding_window {
 
-// What the masks say about one batch entry.
-struct BatchMasks {
-  int64_t length = 0;  // keys [0, length) exist
-  int64_t offset = 0;  // absolute position of query row 0
-  bool holes = false;  // some key below length is padding or global, so band keys must be picked one by one
+// What the masks say about one batch entry. `holes`: some key below length is padding or global, so that band keys must
+// be picked one by one.
+struct BatchMasks : KeyPadding {
   std::vector<int32_t> global_keys;  // valid global keys, ascending
   std::vector<int32_t> global_rows;  // query rows whose token is global, ascending
 };
@@ -33,8 +32,7 @@ struct Task {
 };
 
 struct Plan {
-  int max_rows = 0;     // rows of a tile: queries times heads
-  int max_columns = 0;  // keys of a tile, a multiple of kMaxLanes
+  TileSize tile;
   std::vector<BatchMasks> batches;
   std::vector<Task> tasks;  // heaviest first
 };
@@ -47,6 +45,6 @@ inline int64_t Dilation(const Attributes& attributes, int64_t head) {
   return attributes.dilation.size() > 1 ? attributes.dilation[static_cast<size_t>(head)] : attributes.dilation[0];
 }
 
-}  // namespace longspan
+}  // namespace longspan::sliding_window
 
 #endif  // LONGSPAN_SLIDING_WINDOW_ATTENTION_PLAN_H_

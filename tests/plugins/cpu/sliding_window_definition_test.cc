@@ -11,7 +11,7 @@
 #include "sliding_window_attention/plan.h"
 #include "sliding_window_attention/problem.h"
 
-namespace longspan {
+namespace longspan::sliding_window {
 namespace {
 
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
@@ -129,11 +129,12 @@ void CheckPlans() {
 }
 
 }  // namespace
-}  // namespace longspan
+}  // namespace longspan::sliding_window
 
 int main() {
-  longspan::CheckAttributes();
-  longspan::CheckShapes();
-  longspan::CheckPlans();
-  return longspan::failures != 0;
+  using namespace longspan;
+  sliding_window::CheckAttributes();
+  sliding_window::CheckShapes();
+  sliding_window::CheckPlans();
+  return sliding_window::failures != 0;
 }

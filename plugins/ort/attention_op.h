@@ -1,0 +1,138 @@
+// An attention operator as an ONNX Runtime custom op: what does not depend on which operator it is.
+#ifndef LONGSPAN_ORT_ATTENTION_OP_H_
+#define LONGSPAN_ORT_ATTENTION_OP_H_
+
+#include <array>
+#include <exception>
+#include <new>
+#include <optional>
+#include <string>
+
+#include "attention/operands.h"
+#include "cpu/executor.h"
+#include "cpu/isa.h"
+#include "cpu/tile_kernels.h"
+#include "ort/wrappers.h"
+
+namespace longspan::ort {
+
+// One op per element type; ONNX Runtime merges them into one schema. They live as long as the library.
+using AttentionOps = std::array<const OrtCustomOp*, cpu::kElementTypes>;
+
+// Reads what every operator has.
+void ReadCommonAttributes(const AttributeReader& node, CommonAttributes* attributes);
+
+// Shapes and addresses of the inputs present, of at most `count`.
+void ReadInputs(const OrtKernelContext* context, size_t count, std::optional<Shape>* shapes, const void** data);
+
+// Tells the session the shape of Y as far as it follows from those of Q and V, when the model is loaded.
+void InferOutputs(const ShapeInference& node);
+
+// Runs `body`; whatever it throws becomes a status, since no exception may cross the C interface.
+template <typename Body>
+OrtStatus* Guarded(const char* op, const Body& body) noexcept {
+  const auto status = [op](OrtErrorCode code, const char* message) {
+    return g_api->CreateStatus(code, (std::string(op) + ": " + message).c_str());
+  };
+  try {
+    body();
+    return nullptr;
+  } catch (ApiError& error) {
+    return error.Release();
+  } catch (const std::bad_alloc&) {
+    return status(ORT_FAIL, "no memory for a thread's tile buffers");
+  } catch (const std::exception& error) {
+    return status(ORT_INVALID_ARGUMENT, error.what());
+  } catch (...) {
+    return status(ORT_FAIL, "unknown exception");
+  }
+}
+
+// The state of one node: its attributes and the instruction set, fixed when the session is created.
+template <typename Operator>
+class AttentionKernel {
+ public:
+  AttentionKernel(const OrtKernelInfo* info, cpu::ElementType type)
+      : attributes_(Operator::ReadAttributes(AttributeReader(info))), type_(type), kernels_(cpu::SelectKernels()) {}
+
+  void Compute(OrtKernelContext* context) const {
+    typename Operator::Problem problem;
+    problem.attributes = attributes_;
+    problem.type = type_;
+    ReadInputs(context, Operator::kInputCount, problem.input_shapes, problem.inputs);
+    problem.shapes = InferShapes(problem.input_shapes, attributes_);
+    problem.output = Output(context, 0, problem.shapes.Output());
+    size_t outputs = 0;
+    Check(g_api->KernelContext_GetOutputCount(context, &outputs));
+    if (outputs > 1) problem.lse = static_cast<float*>(Output(context, 1, problem.shapes.Lse()));
+    ContextExecutor executor(context);
+    Operator::Compute(problem, kernels_, executor);
+  }
+
+ private:
+  const typename Operator::Attributes attributes_;
+  const cpu::ElementType type_;
+  const cpu::TileKernels& kernels_;
+};
+
+// `Operator` says kName, kInputCount, Attributes, Problem (an Execution with attributes, input_shapes and inputs),
+// ReadAttributes, Compute, and for each input InputType, of which ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED is T, and
+// IsRequired.
+template <typename Operator>
+struct AttentionOp : OrtCustomOp {
+  explicit AttentionOp(cpu::ElementType element) : OrtCustomOp{}, type(element) {
+    version = kApiVersion;
+    GetName = [](const OrtCustomOp*) { return Operator::kName; };
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::kInputCount; };
+    GetInputType = [](const OrtCustomOp* op, size_t index) {
+      const ONNXTensorElementDataType fixed = Operator::InputType(index);
+      return fixed == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? Element(op) : fixed;
+    };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+      return Operator::IsRequired(index) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+    };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+    GetOutputType = [](const OrtCustomOp* op, size_t index) {
+      return index == 0 ? Element(op) : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) {
+      return index == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+    };
+    // Older runtimes dereference a null type for every optional input that a node leaves out (fixed by onnxruntime
+    // #26199).
+    if (g_runtime_minor >= 24) {
+      InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatus* {
+        return Guarded(Operator::kName, [&] { InferOutputs(ShapeInference(context)); });
+      };
+    }
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+      return Guarded(Operator::kName,
+                     [&] { *kernel = new AttentionKernel<Operator>(info, static_cast<const AttentionOp*>(op)->type); });
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+      return Guarded(Operator::kName, [&] { static_cast<const AttentionKernel<Operator>*>(kernel)->Compute(context); });
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<AttentionKernel<Operator>*>(kernel); };
+  }
+
+  static ONNXTensorElementDataType Element(const OrtCustomOp* op) {
+    return OnnxType(static_cast<const AttentionOp*>(op)->type);
+  }
+
+  const cpu::ElementType type;
+};
+
+template <typename Operator>
+AttentionOps MakeAttentionOps() {
+  static const AttentionOp<Operator> float32(cpu::ElementType::kFloat32), float16(cpu::ElementType::kFloat16),
+      bfloat16(cpu::ElementType::kBFloat16);
+  return {&float32, &float16, &bfloat16};
+}
+
+}  // namespace longspan::ort
+
+#endif  // LONGSPAN_ORT_ATTENTION_OP_H_
