@@ -23,7 +23,7 @@ def command(model: str, out: Path, force: bool, **options: object) -> int:
     """
     conversion = conversion_from(options)
     from ..exporter import export
-    from .sites_table import lowering_lines, row_of, sites_table, standard_lines
+    from .sites_table import encoder_lines, lowering_lines, row_of, sites_table, standard_lines
     from .terminal import console, progress
 
     with progress("export") as stage:
@@ -31,7 +31,7 @@ def command(model: str, out: Path, force: bool, **options: object) -> int:
     manifest = bundle.manifest
     terminal = console()
     shared, table = sites_table([row_of(site) for site in manifest.sites], manifest.standard_sites, terminal.width)
-    for line in shared:
+    for line in [*encoder_lines(manifest.source.encoder_of), *shared]:
         terminal.print(line, soft_wrap=True)
     terminal.print(table)
     for line in [*lowering_lines(manifest.sites), *standard_lines(manifest.standard_sites)]:

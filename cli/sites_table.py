@@ -54,6 +54,11 @@ class Row:
         return dict(zip(_COLUMNS, dataclasses.astuple(self), strict=True))
 
 
+def encoder_lines(encoder_of: str) -> list[str]:
+    """What is exported of an encoder-decoder of this class; nothing for other models."""
+    return [f"the encoder of {encoder_of}; its decoder is not exported"] if encoder_of else []
+
+
 def row_of(site: AttentionSite) -> Row:
     """The row of a site that is replaced, without costs."""
     from ..exporter.site_groups import name_of

@@ -31,6 +31,7 @@ class SourceRecord:
         remote_code: Whether Python code of the model's own ran, which needs ``--trust-remote-code``.
         inputs: Forward inputs that ``--inputs`` chose; empty for the default choice.
         revision: Commit of a model of the hub; empty for what has none.
+        encoder_of: Class of the encoder-decoder of which only the encoder is exported; empty for other models.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class SourceRecord:
     remote_code: bool = False
     inputs: tuple[str, ...] = ()
     revision: str = ""
+    encoder_of: str = ""
 
 
 @dataclass(frozen=True)

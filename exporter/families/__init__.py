@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .base import Family
 from .declared_windows import DECLARED_WINDOWS
 from .gpt_neo import GPT_NEO
+from .led import LED
 from .longformer import LONGFORMER
 from .windowed_encoder import WINDOWED_ENCODER
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
 
-FAMILIES: tuple[Family, ...] = (LONGFORMER, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
+FAMILIES: tuple[Family, ...] = (LONGFORMER, LED, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
 """Every adapter; the first that finds a site in a model is used."""
 
 __all__ = ["FAMILIES", "Family", "family_by_name", "find_family"]

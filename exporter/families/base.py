@@ -28,6 +28,8 @@ class Family:
             approximation error, and `reason` says where it comes from.
         reason: Where the approximation error comes from.
         standard: Attention that the adapter saw and leaves as it is.
+        original: Context manager around a call of the model without interception, for models that a call changes:
+            afterwards they are as they were.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Family:
     faithful: Callable[[nn.Module, Conversion], bool]
     reason: str
     standard: Callable[[nn.Module, Conversion], tuple[StandardSite, ...]] = lambda model, conversion: ()
+    original: Callable[[nn.Module], contextlib.AbstractContextManager[None]] = lambda model: contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -31,19 +31,20 @@ def _sites(model: nn.Module, conversion: Conversion) -> list[str]:
 
 def _intercept(model: nn.Module, conversion: Conversion) -> AbstractContextManager[None]:
     return replaced(
-        (f"{_MODELING}:LongformerSelfAttention.forward", _attention),
+        (f"{_MODELING}:LongformerSelfAttention.forward", longformer_attention),
         (f"{_MODELING}:LongformerEncoder.forward", _encoder),
         (f"{_MODELING}:LongformerModel._pad_to_window_size", _no_padding),
         (f"{_MODELING}:create_bidirectional_mask", _padding_mask),
     )
 
 
-def _faithful(model: nn.Module, conversion: Conversion) -> bool:
+def not_dilated(model: nn.Module, conversion: Conversion) -> bool:
+    """Whether the eager code, which ignores ``attention_dilation``, computes what the configuration says."""
     dilation = getattr(getattr(model, "config", None), "attention_dilation", None)
     return not dilation or all(steps in (1, [1]) for steps in dilation)
 
 
-def _attention(
+def longformer_attention(
     self: Any,
     hidden_states: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -52,7 +53,20 @@ def _attention(
     is_global_attn: bool | None = None,
     output_attentions: bool = False,
 ) -> tuple[torch.Tensor]:
-    """LongformerSelfAttention.forward as one operator; hidden_states is (B, S, hidden), the masks are (B, S)."""
+    """LongformerSelfAttention.forward, and LEDEncoderSelfAttention.forward, as one operator.
+
+    Args:
+        self: The module.
+        hidden_states: (B, S, hidden).
+        attention_mask: Not read; the two masks below say it.
+        is_index_masked: bool (B, S), True = padding.
+        is_index_global_attn: bool (B, S), True = global; None without global tokens.
+        is_global_attn: Not read.
+        output_attentions: Not read; there are no weights to return.
+
+    Returns:
+        (B, S, hidden), zero at padding.
+    """
     from ...plugins.sliding_window_attention.torch_op import sliding_window_attention
 
     assert is_index_masked is not None
@@ -138,10 +152,12 @@ def _padding_mask(*, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, 
     return zero.masked_fill(masked, torch.finfo(inputs_embeds.dtype).min)
 
 
+DILATION_REASON = "attention_dilation, which the eager code ignores"
+
 LONGFORMER = Family(
     name="longformer",
     sites=_sites,
     intercept=_intercept,
-    faithful=_faithful,
-    reason="attention_dilation, which the eager code ignores",
+    faithful=not_dilated,
+    reason=DILATION_REASON,
 )

@@ -133,10 +133,15 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
         with intercepted(double), float64_arithmetic():
             yield
 
+    @contextlib.contextmanager
+    def original64() -> Any:
+        with family.original(double) if family is not None else contextlib.nullcontext(), float64_arithmetic():
+            yield
+
     return TorchRunners(
         oracle=TorchRunner("torch pattern float64", double, manifest, torch.float64, pattern64),
         own=TorchRunner("torch pattern", model, manifest, dtype, lambda: intercepted(model)),
-        original=TorchRunner("torch original float64", double, manifest, torch.float64, float64_arithmetic)
+        original=TorchRunner("torch original float64", double, manifest, torch.float64, original64)
         if family is not None
         else None,
         # An embedding has more rows than channels; its rows are not summed.

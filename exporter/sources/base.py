@@ -136,5 +136,6 @@ def max_length(model: Any) -> int | None:
         if name.rpartition(".")[2] == "position_embeddings" and hasattr(module, "num_embeddings"):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings - first)
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_encoder_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
     return int(limit) if limit else None

@@ -29,7 +29,13 @@ _SMALL = {
     "intermediate_size": 128,
     "intermediate_size_mlp": 128,
     "moe_intermediate_size": 64,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "d_ff": 128,
+    "decoder_layers": 2,
+    "num_decoder_layers": 2,
     "num_attention_heads": 4,
+    "decoder_attention_heads": 4,
     "num_key_value_heads": 2,
     "num_local_experts": 4,
     "num_experts": 4,
@@ -38,6 +44,9 @@ _SMALL = {
     "vocab_size": 1024,
     "sliding_window": 32,
     "window_size": 32,
+    "attention_window": 32,
+    "local_radius": 32,
+    "block_size": 16,
     "attention_chunk_size": 64,
 }
 _LAYERS = 2
@@ -48,7 +57,9 @@ _INITIALIZER_RANGE = 0.1
 
 
 def load_huggingface(request: SourceRequest) -> Source:
-    """Load a model with the class that its configuration names.
+    """Load a model with the class that its configuration names; of an encoder-decoder, its encoder.
+
+    A decoder reads its own output one token at a time, which is another graph; the long text is the encoder's.
 
     Raises:
         InvalidRequest: no such model, or what it needs was not allowed (pickles, remote code).
@@ -75,7 +86,7 @@ def load_huggingface(request: SourceRequest) -> Source:
             model, pickled = _drawn(transformers, config, request), False
         else:
             model, pickled = _pretrained(transformers, config, request, folder, commit)
-    model = model.eval()
+    model, encoder_of = _encoder(model.eval())
     # A cache would be an output, and another graph; this one reads a whole text.
     for part in model.modules():
         if getattr(getattr(part, "config", None), "use_cache", None):
@@ -96,6 +107,7 @@ def load_huggingface(request: SourceRequest) -> Source:
         remote_code=own_code,
         inputs=request.inputs,
         revision=commit,
+        encoder_of=encoder_of,
     )
     return Source(record, model, examples, None, records, max_length(model))
 
@@ -103,8 +115,9 @@ def load_huggingface(request: SourceRequest) -> Source:
 def shrink(config: PretrainedConfig) -> None:
     """Reduce a configuration in place to a model that runs in a second, with every special token still valid.
 
-    Of many layers two stay, or the first of each kind where there are more kinds. Windows above 32 tokens become 32,
-    chunks above 64 become 64, so that a text of a few hundred tokens goes well beyond them. Positions stay.
+    Of many layers two stay, or the first of each kind where there are more kinds. Windows and radii above 32 tokens
+    become 32, chunks above 64 become 64, blocks above 16 become 16, so that a text of a few hundred tokens goes well
+    beyond them. Positions stay, and so do counts: blocks that are drawn at random, tokens of a global block.
     """
     before = getattr(config, "num_hidden_layers", 0)
     kept = _kept_layers(config, before)
@@ -130,7 +143,9 @@ def shrink(config: PretrainedConfig) -> None:
             setattr(config, name, [min(v, last) for v in value] if isinstance(value, list) else min(value, last))
         # One entry per layer: attention_window, layer_types, …
         elif isinstance(value, list) and len(value) == before > 0 and name != "architectures":
-            setattr(config, name, [value[layer] for layer in kept])
+            limit = _SMALL.get(name)
+            chosen = [value[layer] for layer in kept]
+            setattr(config, name, chosen if limit is None else [min(entry, limit) for entry in chosen])
 
 
 def _head_size(config: PretrainedConfig) -> int:
@@ -207,6 +222,14 @@ def _model_class(transformers: Any, config: PretrainedConfig, request: SourceReq
             return mapping[type(config)]
         raise InvalidRequest(f"{request.location}: transformers has no model class for {type(config).__name__}")
     return transformers.AutoModel
+
+
+def _encoder(model: PreTrainedModel) -> tuple[PreTrainedModel, str]:
+    """The encoder of an encoder-decoder and the name of the latter's class; any other model as it is, and ""."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return model, ""
+    encoder = model.get_encoder()
+    return (encoder, type(model).__name__) if hasattr(encoder, "config") and encoder is not model else (model, "")
 
 
 def _drawn(transformers: Any, config: PretrainedConfig, request: SourceRequest) -> PreTrainedModel:

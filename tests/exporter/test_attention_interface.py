@@ -271,11 +271,28 @@ def test_a_window_of_the_users_choice_does_not_replace_declared_ones(tmp_path: P
         rewrite(request, Conversion(window=16))
 
 
-def test_an_encoder_decoder_with_windows_is_refused_with_the_reason(tmp_path: Path) -> None:
+def t5_gemma() -> dict[str, Any]:
     part = {**FAMILIES["gemma2"].config, "model_type": "t5_gemma_module"}
     config = {"model_type": "t5gemma", "architectures": ["T5GemmaModel"], "encoder": part, "decoder": part}
+    return {**config, "vocab_size": 100}
+
+
+def test_of_an_encoder_decoder_with_windows_the_encoder_is_exported(tmp_path: Path) -> None:
+    source = load(tmp_path, t5_gemma())
+    assert source.record.encoder_of == "T5GemmaModel" and type(source.model).__name__ == "T5GemmaEncoder"
+    by, double = adapter(source), float64_copy(source.model)  # type: ignore[arg-type]
+    assert [layer_of(name) for name in by.sites(source.model, UNCHANGED)] == [0]  # type: ignore[arg-type]
+    for length in LENGTHS:
+        feed = padded_rows(length)
+        assert worst(intercepted(double, feed, by), original(double, feed), feed["attention_mask"]) < TOLERANCE, length
+
+
+def test_a_model_with_windows_that_needs_more_than_a_text_is_refused_with_the_reason() -> None:
+    from transformers import AutoConfig, T5GemmaModel
+
+    config = t5_gemma()
     with pytest.raises(ExportFailed, match="does not run on input_ids and attention_mask alone"):
-        find_family(load(tmp_path, {**config, "vocab_size": 100}).model, UNCHANGED)  # type: ignore[arg-type]
+        find_family(T5GemmaModel(AutoConfig.for_model(config.pop("model_type"), **config)), UNCHANGED)
 
 
 def test_an_unknown_argument_of_the_attention_leaves_its_layer_standard(folder: Path, tmp_path: Path) -> None:
