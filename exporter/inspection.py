@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..plugins.attention_operands import Shapes
+from ..plugins.attention.operands import Shapes
 from ..plugins.sliding_window_attention.definition import Attributes, cost
 from .bundle import MANIFEST_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
@@ -67,6 +67,7 @@ class Inspection:
         approximation: Where the result differs from the original model, and why; empty when it does not.
         sites: One report per site that is replaced, in graph order.
         standard: Attention that stays as the stock exporter makes it.
+        encoder_of: Class of the encoder-decoder of which only the encoder is exported; empty for other models.
     """
 
     target: str
@@ -79,6 +80,7 @@ class Inspection:
     approximation: str
     sites: tuple[SiteReport, ...]
     standard: tuple[StandardSite, ...]
+    encoder_of: str = ""
 
     def to_json(self) -> str:
         """Indented JSON text: every field of every site, and its pattern in words."""
@@ -131,6 +133,7 @@ def inspect(
         approximation=approximation(rewritten.prepared, conversion),
         sites=_reports(rewritten.sites, rewritten.graph, length, conversion.global_tokens),
         standard=rewritten.standard,
+        encoder_of=source.record.encoder_of,
     )
 
 
@@ -157,6 +160,7 @@ def _inspect_bundle(location: str, length: int | None, conversion: Conversion) -
         approximation=manifest.approximation,
         sites=_reports(manifest.sites, ir.load(bundle.model_path), length, global_tokens),
         standard=manifest.standard_sites,
+        encoder_of=manifest.source.encoder_of,
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .block_sparse_attention.definition import BLOCK_SPARSE_ATTENTION
 from .definition import Operator
 from .sliding_window_attention.definition import SLIDING_WINDOW_ATTENTION
 
-_OPERATORS = {operator.name: operator for operator in (SLIDING_WINDOW_ATTENTION,)}
+_OPERATORS = {operator.name: operator for operator in (SLIDING_WINDOW_ATTENTION, BLOCK_SPARSE_ATTENTION)}
 
 
 def operators() -> tuple[Operator, ...]:

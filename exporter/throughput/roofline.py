@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...plugins.attention_operands import Shapes
+from ...plugins.attention.operands import Shapes
 from ...plugins.sliding_window_attention.definition import Attributes, cost
 from ..bundle import Bundle
 

@@ -1,1 +1,1 @@
-"""What the attention operators have in common: operands and their checks, torch arithmetic, and the worker of the kernels."""
+"""What the attention operators share: operands and their checks, torch arithmetic, and the row tiles of the kernels."""

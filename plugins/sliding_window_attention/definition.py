@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..attention_operands import (
+from ..attention.operands import (
     ATTN_MASK,
     IS_CAUSAL,
     K_SHAPE,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..attention_operands import SIZE_LIMIT
+from ..attention.operands import SIZE_LIMIT
 from ..errors import InvalidOperands
 from ..onnx_builder import Expr, FunctionBuilder
 from .definition import SLIDING_WINDOW_ATTENTION, Attributes

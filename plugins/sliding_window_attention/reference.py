@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..attention_operands import Shapes, check_lengths
+from ..attention.operands import Shapes, check_lengths
 from .definition import Attributes, infer_shapes
 
 Array = npt.NDArray[Any]

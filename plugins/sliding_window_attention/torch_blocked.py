@@ -11,8 +11,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention_operands import Shapes, check_lengths
-from ..errors import InvalidOperands
+from ..attention.operands import Shapes, check_lengths
+from ..attention.torch_execution import (
+    accumulator,
+    capped_scores,
+    check_types,
+    cleared,
+    head_counts,
+    scaled,
+    softmax,
+    split_heads,
+)
 from .definition import Attributes, infer_shapes
 
 _BLOCK = 128
@@ -81,9 +90,11 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
         InvalidOperands: a shape, a type or a value of nonpad_kv_seqlen contradicts the definition.
     """
     shapes = infer_shapes({name: tuple(value.shape) for name, value in operands.present().items()}, attributes)
-    _check_types(operands)
-    q, k, v = (_heads(x, n) for x, n in zip((operands.q, operands.k, operands.v), _counts(shapes), strict=True))
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    check_types(operands.present(), {"global_mask": torch.bool, "spans": torch.float32})
+    q, k, v = (
+        split_heads(x, n) for x, n in zip((operands.q, operands.k, operands.v), head_counts(shapes), strict=True)
+    )
+    accumulate = accumulator(q)
     out = q.new_zeros((shapes.batch, shapes.q_num_heads, shapes.seq_q, shapes.v_head_size))
     lse = torch.full(shapes.lse, -torch.inf, dtype=accumulate, device=q.device)
     lengths = None if operands.nonpad_kv_seqlen is None else operands.nonpad_kv_seqlen.tolist()
@@ -100,7 +111,7 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
         sequence = _Sequence(
             q=q[b],
             k=k[b],
-            v=_cleared(v[b], masked),
+            v=cleared(v[b], masked),
             valid=valid,
             is_global=None if operands.global_mask is None else operands.global_mask[b],
             offset=0 if lengths is None else length - shapes.seq_q,
@@ -113,44 +124,14 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
         if operands.global_mask is not None:
             separate = [operands.global_q, operands.global_k, operands.global_v]
             views = [
-                local if given is None else _heads(given, count)[b]
-                for given, local, count in zip(separate, (q[b], k[b], v[b]), _counts(shapes), strict=True)
+                local if given is None else split_heads(given, count)[b]
+                for given, local, count in zip(separate, (q[b], k[b], v[b]), head_counts(shapes), strict=True)
             ]
-            views[2] = _cleared(views[2], masked)
+            views[2] = cleared(views[2], masked)
             _global_rows(sequence, attributes, _Heads.all(shapes).key, views, out[b], lse[b])
     if shapes.layout == "bsd":
         out = out.transpose(1, 2).reshape(shapes.output)
     return out, lse
-
-
-def _check_types(operands: Operands) -> None:
-    for name, tensor in operands.present().items():
-        wanted = {
-            "attn_mask": torch.bool,
-            "global_mask": torch.bool,
-            "nonpad_kv_seqlen": torch.int64,
-            "spans": torch.float32,
-        }.get(name, operands.q.dtype)
-        if name == "spans" and operands.q.dtype == torch.float64:
-            continue  # the float64 oracle takes spans in either precision
-        if tensor.dtype != wanted:
-            raise InvalidOperands(f"{name} is {tensor.dtype}: must be {wanted} beside a Q of {operands.q.dtype}")
-    if not operands.q.is_floating_point():
-        raise InvalidOperands(f"Q is {operands.q.dtype}: must be float16, bfloat16, float32 or float64")
-
-
-def _cleared(values: torch.Tensor, masked: torch.Tensor | None) -> torch.Tensor:
-    """Values (H, S_k, D_v) with zeros where `masked` (S_k, 1): their weight 0 times NaN or infinity would be NaN."""
-    return values if masked is None else values.masked_fill(masked, 0)
-
-
-def _counts(shapes: Shapes) -> tuple[int, int, int]:
-    return shapes.q_num_heads, shapes.kv_num_heads, shapes.kv_num_heads
-
-
-def _heads(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    """View as (B, H, S, D)."""
-    return tensor if tensor.dim() == 4 else tensor.unflatten(2, (count, tensor.shape[2] // count)).transpose(1, 2)
 
 
 def _head_groups(attributes: Attributes, shapes: Shapes) -> Iterator[tuple[_Heads, int]]:
@@ -209,8 +190,8 @@ def _band_block(
     sequence: _Sequence, attributes: Attributes, heads: _Heads, block: _Block, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (h, rows, D_v) in the type of v and lse (h, rows) of one block."""
-    q = _scaled(sequence.q[heads.query, block.rows].to(dtype), attributes)
-    scores = _scores(q, sequence.k[heads.key, block.keys].to(dtype), attributes)
+    q = scaled(sequence.q[heads.query, block.rows].to(dtype), attributes)
+    scores = capped_scores(q, sequence.k[heads.key, block.keys].to(dtype), attributes)
     allowed = sequence.valid[block.keys] & (block.steps >= -block.left) & (block.steps <= block.right)
     weight = None
     if sequence.bias is not None:
@@ -233,13 +214,13 @@ def _band_block(
         outside = (distance % block.step != 0) | (steps < -block.left) | (steps > block.right)
         if attributes.is_causal:
             outside = outside & (distance <= 0)
-        more = _scores(q, sequence.k[heads.key][:, columns].to(dtype), attributes)
+        more = capped_scores(q, sequence.k[heads.key][:, columns].to(dtype), attributes)
         scores = torch.cat([scores, more], 2)
         weight = None if weight is None else torch.cat([weight, torch.ones_like(more)], 2)
         allowed = torch.cat([allowed.expand(scores.shape[0], -1, -1), outside.expand_as(more)], 2)
         values = torch.cat([values, sequence.v[heads.key][:, columns]], 1)
     sinks = None if sequence.sinks is None else sequence.sinks[heads.query]
-    return _softmax(scores, allowed, weight, values, sinks)
+    return softmax(scores, allowed, weight, values, sinks)
 
 
 def _global_rows(
@@ -260,44 +241,8 @@ def _global_rows(
     for part in rows.split(_BLOCK):
         if not len(part):
             continue
-        scores = _scores(_scaled(q[:, part].to(lse.dtype), attributes), k[key_heads].to(lse.dtype), attributes)
+        scores = capped_scores(scaled(q[:, part].to(lse.dtype), attributes), k[key_heads].to(lse.dtype), attributes)
         allowed = sequence.valid.expand(len(part), -1)
         if attributes.is_causal:
             allowed = allowed & (torch.arange(k.shape[1], device=q.device) <= position[part, None])
-        out[:, part], lse[:, part] = _softmax(scores, allowed, None, v[key_heads], sequence.sinks)
-
-
-def _scaled(q: torch.Tensor, attributes: Attributes) -> torch.Tensor:
-    return q * (q.shape[-1] ** -0.5 if attributes.scale is None else attributes.scale)
-
-
-def _scores(q: torch.Tensor, k: torch.Tensor, attributes: Attributes) -> torch.Tensor:
-    """Scores (h, rows, keys) of scaled queries, capped."""
-    scores = q @ k.transpose(1, 2)
-    if attributes.softcap > 0:
-        scores = torch.tanh(scores / attributes.softcap) * attributes.softcap
-    return scores
-
-
-def _softmax(
-    scores: torch.Tensor,
-    allowed: torch.Tensor,
-    weight: torch.Tensor | None,
-    values: torch.Tensor,
-    sinks: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted softmax over the last axis of (h, rows, keys), times values (h, keys, D_v); and its log denominator."""
-    scores = scores.masked_fill(~allowed, -torch.inf)
-    lowest = scores.new_full((*scores.shape[:2], 1), -torch.inf)
-    top = scores.amax(2, keepdim=True) if scores.shape[2] else lowest
-    if sinks is not None:
-        top = torch.maximum(top, sinks[:, None, None])
-    top = top.masked_fill(top == -torch.inf, 0)  # exp(-inf - 0) = 0; -inf - -inf would be NaN
-    terms = torch.exp(scores - top)
-    if weight is not None:
-        terms = terms * weight
-    total = terms.sum(2, keepdim=True)
-    if sinks is not None:
-        total = total + torch.exp(sinks[:, None, None] - top)
-    result = (terms @ values.to(terms.dtype)) / total.masked_fill(total == 0, 1)
-    return result.to(values.dtype), (top + torch.log(total))[..., 0]
+        out[:, part], lse[:, part] = softmax(scores, allowed, None, v[key_heads], sequence.sinks)

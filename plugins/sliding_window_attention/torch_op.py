@@ -2,79 +2,34 @@
 
 ``torch.ops.longspan.sliding_window_attention`` returns Y, ``torch.ops.longspan.sliding_window_attention_lse`` returns
 (Y, lse). Both run on any device through `torch_blocked`, trace as one opaque call (no guard on a dynamic size), and
-export to one ONNX node ``longspan::SlidingWindowAttention``::
-
-    torch.onnx.export(model, args, dynamo=True, custom_translation_table=onnx_translation_table())
-
-They are for inference: neither has a derivative.
+export to one ONNX node ``longspan::SlidingWindowAttention`` with `torch_ops.onnx_translation_table`. They are for
+inference: neither has a derivative.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import onnx_ir as ir
 import torch
 
-from ..definition import DOMAIN
-from ..errors import InvalidOperands
-from ..torch_support import node_translation, torch_schema
+from ..attention.torch_execution import empty_outputs
+from ..torch_support import register_ops, translations
 from .definition import SLIDING_WINDOW_ATTENTION, Attributes
 from .torch_blocked import Operands, blocked_attention
 
-_INPUTS = tuple(tensor.name.lower() for tensor in SLIDING_WINDOW_ATTENTION.inputs)
+
+def _run(tensors: dict[str, Any], keywords: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return blocked_attention(Operands(**tensors), Attributes.from_mapping(keywords))
 
 
-def _run(*inputs: torch.Tensor | None, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    operands, attributes = _split(inputs, keywords)
-    return blocked_attention(operands, attributes)
+def _fake(tensors: dict[str, Any], keywords: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty_outputs(tensors["q"], tensors["k"], tensors["v"], Attributes.from_mapping(keywords))
 
 
-def _fake(*inputs: torch.Tensor | None, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shapes of (Y, lse). Sizes that vary are only multiplied and divided, never compared, so none is specialised."""
-    operands, attributes = _split(inputs, keywords)
-    q, v = operands.q, operands.v
-    if q.dim() not in (3, 4) or not q.dim() == operands.k.dim() == v.dim():
-        raise InvalidOperands(
-            f"Q, K, V have {q.dim()}, {operands.k.dim()}, {v.dim()} dimensions: all must be 3-D or all 4-D"
-        )
-    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if q.dim() == 4:
-        y = q.new_empty((q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
-        return y, q.new_empty(q.shape[:3], dtype=accumulate)
-    heads, kv_heads = attributes.q_num_heads, attributes.kv_num_heads
-    if heads < 1 or kv_heads < 1:
-        raise InvalidOperands("3-D inputs need q_num_heads and kv_num_heads of 1 or more")
-    for name, tensor, count in (("Q", q, heads), ("K", operands.k, kv_heads), ("V", v, kv_heads)):
-        channels = tensor.shape[2]
-        if isinstance(channels, int) and channels % count:
-            raise InvalidOperands(f"{name} has {channels} channels, which {count} heads do not divide")
-    y = q.new_empty((q.shape[0], q.shape[1], heads * (v.shape[2] // kv_heads)))
-    return y, q.new_empty((q.shape[0], heads, q.shape[1]), dtype=accumulate)
+_OPS = _attention, _attention_lse = register_ops(SLIDING_WINDOW_ATTENTION, "sliding_window_attention", _run, _fake)
 
-
-def _split(inputs: tuple[torch.Tensor | None, ...], keywords: dict[str, Any]) -> tuple[Operands, Attributes]:
-    tensors: dict[str, Any] = dict(zip(_INPUTS, inputs, strict=False))
-    tensors |= {name: keywords.pop(name) for name in _INPUTS if name in keywords}
-    return Operands(**tensors), Attributes.from_mapping(keywords)
-
-
-def _register(name: str, outputs: int) -> Any:
-    pick: Callable[[tuple[torch.Tensor, torch.Tensor]], Any] = (lambda both: both[0]) if outputs == 1 else tuple
-    op = torch.library.custom_op(
-        f"{DOMAIN}::{name}",
-        lambda *inputs, **keywords: pick(_run(*inputs, **keywords)),
-        mutates_args=(),
-        schema=torch_schema(SLIDING_WINDOW_ATTENTION, outputs),
-    )
-    op.register_fake(lambda *inputs, **keywords: pick(_fake(*inputs, **keywords)))
-    return op
-
-
-_attention = _register("sliding_window_attention", 1)
-_attention_lse = _register("sliding_window_attention_lse", 2)
+TRANSLATIONS = translations(SLIDING_WINDOW_ATTENTION, _OPS)
 
 
 def sliding_window_attention(
@@ -168,25 +123,3 @@ def sliding_window_attention_lse(
 
 def _ints(dilation: int | Sequence[int]) -> list[int]:
     return [dilation] if isinstance(dilation, int) else [int(step) for step in dilation]
-
-
-def onnx_translation_table() -> dict[Any, Callable[..., Any]]:
-    """Entries for ``torch.onnx.export(custom_translation_table=...)``: each op becomes one node.
-
-    ``scale`` is always written on the node where the head size is known.
-    """
-    return {
-        torch.ops.longspan.sliding_window_attention.default: node_translation(
-            SLIDING_WINDOW_ATTENTION, 1, _known_scale
-        ),
-        torch.ops.longspan.sliding_window_attention_lse.default: node_translation(
-            SLIDING_WINDOW_ATTENTION, 2, _known_scale
-        ),
-    }
-
-
-def _known_scale(q: ir.Value, attributes: dict[str, Any]) -> dict[str, Any]:
-    if attributes.get("scale") is not None or q.shape is None or not isinstance(q.shape[-1], int):
-        return {}
-    heads = 1 if len(q.shape) == 4 else attributes["q_num_heads"]
-    return {"scale": 1.0 / math.sqrt(q.shape[-1] // heads)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from longspan.plugins.attention_operands import SIZE_LIMIT
+from longspan.plugins.attention.operands import SIZE_LIMIT
 from longspan.plugins.sliding_window_attention.definition import Attributes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 

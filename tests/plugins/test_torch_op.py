@@ -12,10 +12,10 @@ from longspan.plugins.functions import attach_function_bodies
 from longspan.plugins.sliding_window_attention.definition import Attributes
 from longspan.plugins.sliding_window_attention.torch_blocked import Operands, blocked_attention
 from longspan.plugins.sliding_window_attention.torch_op import (
-    onnx_translation_table,
     sliding_window_attention,
     sliding_window_attention_lse,
 )
+from longspan.plugins.torch_ops import onnx_translation_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .sliding_window_cases import CASES, Case, expected

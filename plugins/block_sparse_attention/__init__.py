@@ -1,0 +1,1 @@
+"""BlockSparseAttention: definition, reference, function body, torch op and kernels."""
