@@ -77,7 +77,7 @@ def _picture_file(picture: str | None) -> Path | None:
 
 
 def _print(inspection: Inspection, every: bool) -> None:
-    from .sites_table import lowering_lines, row_with_cost, sites_table, standard_lines
+    from .sites_table import encoder_lines, lowering_lines, row_with_cost, sites_table, standard_lines
     from .terminal import console
 
     terminal = console()
@@ -89,7 +89,7 @@ def _print(inspection: Inspection, every: bool) -> None:
     terminal.print(f"{name}: {count} {verb}{stay}", style="bold", soft_wrap=True)
     rows = [row_with_cost(report) for report in inspection.sites]
     shared, table = sites_table(rows, inspection.standard, terminal.width, fold=not every)
-    for line in shared:
+    for line in [*encoder_lines(inspection.encoder_of), *shared]:
         terminal.print(line, soft_wrap=True)
     terminal.print(table)
     for line in [*lowering_lines(sites), *standard_lines(inspection.standard), *_cost_lines(inspection)]:
