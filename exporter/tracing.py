@@ -84,7 +84,7 @@ def trace_stock(source: Source) -> ir.Model:
 def _export(source: Source) -> ir.Model:
     import torch
 
-    from ..plugins.sliding_window_attention.torch_op import onnx_translation_table
+    from ..plugins.torch_ops import onnx_translation_table
 
     table = onnx_translation_table()
     if source.record.kind in ("huggingface", "config"):

@@ -76,7 +76,7 @@ def load_program(request: SourceRequest) -> Source:
 
     import torch
 
-    from ...plugins.sliding_window_attention import torch_op  # noqa: F401  (registers the ops that the file may call)
+    from ...plugins import torch_ops  # noqa: F401  (registers the ops that the file may call)
 
     try:
         program = torch.export.load(path)
