@@ -69,7 +69,7 @@ def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch
     check_types(present, _TYPES)
     masks = None if operands.block_masks is None else _unpacked(operands.block_masks, attributes)
     lists = {name: present[name].cpu().numpy() for name in _LISTS if name in present}
-    check_lists(lists, ListBounds(attributes.kv_blocks(shapes.seq_k), 0 if masks is None else len(masks)))
+    check_lists(lists, ListBounds(attributes.kv_blocks(shapes.seq_k), 0 if masks is None else len(masks) - 1))
     lengths = None if operands.nonpad_kv_seqlen is None else operands.nonpad_kv_seqlen.tolist()
     if lengths is not None:
         check_lengths(lengths, shapes.seq_k)
@@ -96,9 +96,10 @@ def _sharing(shapes: Shapes, *counts: torch.Tensor) -> list[slice]:
 
 
 def _unpacked(masks: torch.Tensor, attributes: Attributes) -> torch.Tensor:
-    """block_masks as bool (M, q_block_size, kv_block_size)."""
+    """block_masks as bool (M + 1, q_block_size, kv_block_size); the last, which id -1 finds, hides nothing."""
     bits = torch.arange(8, dtype=torch.uint8, device=masks.device)
-    return ((masks[..., None] >> bits) & 1).flatten(2)[..., : attributes.kv_block_size].bool()
+    own = ((masks[..., None] >> bits) & 1).flatten(2)[..., : attributes.kv_block_size].bool()
+    return torch.cat([own, own.new_ones((1, attributes.q_block_size, attributes.kv_block_size))])
 
 
 @dataclass(frozen=True)
@@ -170,23 +171,25 @@ class _Problem:
 
     def _listed(self, head: int, row: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys that a row reads, once per listing, and for each whether the `count` queries may see it."""
-        keys, masks = [], []
         wide, seq_k = self.attributes.kv_block_size, self.k.shape[1]
+        keys, seen = [], []
         for kind in ("kv", "full_kv"):
-            indices = _entry(self.lists[f"{kind}_indices"], head)[row]
-            for slot in range(int(_entry(self.lists[f"{kind}_num_blocks"], head)[row])):
-                block = int(indices[slot])
-                columns = torch.arange(block * wide, min((block + 1) * wide, seq_k), device=self.k.device)
-                seen = torch.ones((count, len(columns)), dtype=torch.bool, device=self.k.device)
-                if kind == "kv" and self.masks is not None:
-                    mask = int(_entry(self.lists["block_mask_ids"], head)[row, slot])
-                    seen = self.masks[mask, :count, : len(columns)] if mask >= 0 else seen
-                keys.append(columns)
-                masks.append(seen)
-        if not keys:
-            empty = torch.zeros(0, dtype=torch.int64, device=self.k.device)
-            return empty, torch.zeros((count, 0), dtype=torch.bool, device=self.k.device)
-        return torch.cat(keys), torch.cat(masks, 1)
+            number = int(_entry(self.lists[f"{kind}_num_blocks"], head)[row])
+            blocks = self._slots(f"{kind}_indices", head, row, number)
+            columns = blocks[:, None] * wide + torch.arange(wide, device=blocks.device)
+            keys.append(columns.flatten())
+            if kind == "kv" and self.masks is not None:
+                ids = self._slots("block_mask_ids", head, row, number)
+                seen.append(self.masks[ids, :count].transpose(0, 1).flatten(1))
+            else:
+                seen.append(torch.ones((count, number * wide), dtype=torch.bool, device=blocks.device))
+        key, mask = torch.cat(keys), torch.cat(seen, 1)
+        exists = key < seq_k
+        return key[exists], mask[:, exists]
+
+    def _slots(self, name: str, head: int, row: int, number: int) -> torch.Tensor:
+        slots = _entry(self.lists[name], head)[row, :number]
+        return torch.from_numpy(slots.astype("int64")).to(self.k.device)
 
 
 def _entry(tensor: Any, index: int) -> Any:
