@@ -1,10 +1,12 @@
-"""The pattern algebra: which keys a query counts, as values that can be combined, drawn, costed and made into block lists."""
+"""The pattern algebra: which keys a query counts, as values to combine, draw, cost and make block lists of."""
 
-from .base import Blocked, Intersection, Not, Pattern, PerHead, Repeated, Sum, Union
+from .base import Pattern
 from .block_lists import BlockLists, Widths, enumerate_lists
 from .drawn import Explicit, Random, RandomBlocks
+from .fast_lists import build_lists
 from .lengths import Interval, Lengths, Structure
 from .members import All, Causal, Chunked, Columns, Empty, Fixed, Global, Rows, Spans, Strided, Window
+from .operators import Blocked, Intersection, Not, PerHead, Repeated, Sum, Union
 from .serial import from_data, from_json, to_data, to_json
 from .tokens import Tokens
 
@@ -37,6 +39,7 @@ __all__ = [
     "Union",
     "Widths",
     "Window",
+    "build_lists",
     "enumerate_lists",
     "from_data",
     "from_json",

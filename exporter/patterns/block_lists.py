@@ -79,7 +79,7 @@ class BlockLists:
     @property
     def heads(self) -> int:
         """Heads that have lists of their own."""
-        return self.kv_num_blocks.shape[1]
+        return int(self.kv_num_blocks.shape[1])
 
     @property
     def listed_pairs(self) -> int:
@@ -108,8 +108,8 @@ class BlockLists:
             for slot in range(self.kv_num_blocks[0, head, row]):
                 mask = self.block_mask_ids[0, head, row, slot]
                 counted[head, row, :, self.kv_indices[0, head, row, slot]] += 1 if mask < 0 else masks[mask]
-        counted = counted.reshape(self.heads, rows * size_q, columns * size_k)
-        return counted[:, : self.lengths.seq_q, : self.lengths.seq_k]
+        pairs = counted.reshape(self.heads, rows * size_q, columns * size_k)
+        return pairs[:, : self.lengths.seq_q, : self.lengths.seq_k]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,10 @@ class Widths:
 
     partial: int | None = None
     full: int | None = None
+
+
+NO_WIDTHS = Widths()
+"""As many slots as the longest row needs."""
 
 
 class Listings:
@@ -232,7 +236,7 @@ def enumerate_lists(
     kv_block_size: int = 128,
     *,
     heads: int | None = None,
-    widths: Widths = Widths(),
+    widths: Widths = NO_WIDTHS,
 ) -> BlockLists:
     """Make block lists by asking the pattern about every pair: slow, simple, and what `build_lists` is tested against.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequest
-from .base import Blocked, Bounds, Counts, Pattern, _Derived, counts_of, whole
-from .lengths import Integers, Interval, Lengths, Structure
+from .base import Bounds, Counts, Pattern, counts_of, some_patterns, whole
+from .lengths import Integers, Interval, Lengths
 from .members import Empty
+from .operators import Blocked, Derived
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -32,24 +34,25 @@ class Random(Pattern):
 
     count: int
     seed: int = 0
-    but: Pattern = Empty()
+    but: Pattern | None = None
 
     def __post_init__(self) -> None:
         whole("Random", "count", self.count, 0)
         whole("Random", "seed", self.seed, 0)
-        if self.but.heads > 1:
+        some_patterns("Random", self.parts or (Empty(),))
+        if self.but is not None and self.but.heads > 1:
             raise InvalidRequest("Random: `but` differs between heads; next step: one Random per head")
 
     @property
     def parts(self) -> tuple[Pattern, ...]:
         """The pattern whose keys are not drawn."""
-        return (self.but,)
+        return () if self.but is None else (self.but,)
 
     def _drawn(self, queries: Integers, lengths: Lengths) -> npt.NDArray[np.bool_]:
         """Bool (queries, seq_k)."""
         keys = lengths.keys()[None, :]
         rank = _scrambled(_scrambled(np.uint64(self.seed), queries[:, None]), keys)
-        taken = self.but.allowed(queries[:, None], keys, lengths)
+        taken = (self.but or Empty()).allowed(queries[:, None], keys, lengths)
         # The largest number is kept for keys that must not be drawn.
         rank = np.where(taken, np.iinfo(np.uint64).max, rank >> np.uint64(1))
         chosen = np.argsort(rank, axis=1, kind="stable")[:, : self.count]
@@ -57,37 +60,32 @@ class Random(Pattern):
         np.put_along_axis(drawn, chosen, True, axis=1)
         return drawn & ~taken
 
-    def multiplicity(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        """1 for the keys that are drawn; see `Pattern.multiplicity`."""
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
         if not lengths.seq_k:
-            return np.zeros(np.broadcast_shapes(query.shape, key.shape), np.int32)
+            return np.zeros((), np.int32)
         rows, row = np.unique(query, return_inverse=True)
         drawn = self._drawn(rows, lengths)[row.reshape(query.shape), np.clip(key, 0, lengths.seq_k - 1)]
         return counts_of(drawn & (key >= 0) & (key < lengths.seq_k))
 
-    def bounds(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
-        """Exact, by counting what is drawn in each rectangle; see `Pattern.bounds`."""
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
+        # Exact, by counting what is drawn in each rectangle.
         first, last = int(rows.first.min()), int(rows.last.max())
         return _counted(self._drawn(np.arange(first, last + 1), lengths), rows, keys, first)
 
-    @property
-    def structure(self) -> None:
-        """None: every row is drawn anew."""
+    def _depends_on(self) -> None:
         return None
 
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """The length from which on not every key is drawn."""
-        return tuple(sorted({self.count, *self.but.thresholds}))
+    def _special_lengths(self) -> Iterable[int]:
+        # A longer text has a key that is not drawn.
+        return (self.count, *(self.but.thresholds if self.but is not None else ()))
 
-    def describe(self) -> str:
-        """The pattern in words."""
-        but = f" outside ({self.but.describe()})" if self.but != Empty() else ""
+    def _words(self) -> str:
+        but = f" outside ({self.but.describe()})" if self.but is not None else ""
         return f"{self.count} random keys{but}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
-class RandomBlocks(_Derived):
+class RandomBlocks(Derived):
     """Each block of queries counts `count` different blocks of keys, drawn at random (BigBird, section 2).
 
     Attributes:
@@ -100,7 +98,7 @@ class RandomBlocks(_Derived):
     block: int
     count: int
     seed: int = 0
-    but: Pattern = Empty()
+    but: Pattern | None = None
 
     def __post_init__(self) -> None:
         whole("RandomBlocks", "block", self.block, 1)
@@ -109,7 +107,7 @@ class RandomBlocks(_Derived):
     @property
     def parts(self) -> tuple[Pattern, ...]:
         """The pattern whose blocks are not drawn."""
-        return (self.but,)
+        return () if self.but is None else (self.but,)
 
     @property
     def heads(self) -> int:
@@ -121,9 +119,8 @@ class RandomBlocks(_Derived):
         """A random pattern of blocks."""
         return Blocked(self.block, Random(self.count, self.seed, self.but))
 
-    def describe(self) -> str:
-        """The pattern in words."""
-        but = f" outside ({self.but.describe()})" if self.but != Empty() else ""
+    def _words(self) -> str:
+        but = f" outside ({self.but.describe()})" if self.but is not None else ""
         return f"{self.count} random blocks of {self.block}{but}, seed {self.seed}"
 
 
@@ -163,11 +160,11 @@ class Explicit(Pattern):
             or (array.size and not 0 <= array.min() <= array.max() < 256)
         ):
             raise InvalidRequest(
-                f"Explicit.of: got {array.dtype} of shape {array.shape}: must be (queries, keys), bool or whole numbers "
-                "0 … 255; one pattern per head makes a PerHead"
+                f"Explicit.of: got {array.dtype} of shape {array.shape}: must be (queries, keys), bool or whole "
+                "numbers 0 … 255; one pattern per head makes a PerHead"
             )
         packed = zlib.compress(np.ascontiguousarray(array, np.uint8).tobytes(), 9)
-        return cls(*array.shape, base64.b64encode(packed).decode("ascii"))
+        return cls(array.shape[0], array.shape[1], base64.b64encode(packed).decode("ascii"))
 
     def _array(self) -> npt.NDArray[np.uint8]:
         # decompressobj stops at the size that is expected, whatever the text would expand to.
@@ -190,39 +187,33 @@ class Explicit(Pattern):
             )
         return self._array()
 
-    def multiplicity(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        """What the array holds, 0 outside of it; see `Pattern.multiplicity`."""
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
         array = np.pad(self._checked(lengths), 1)
         row, column = np.clip(query, -1, self.seq_q) + 1, np.clip(key, -1, self.seq_k) + 1
         return array[row, column].astype(np.int32)
 
-    def bounds(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
-        """Exact where a rectangle holds zeros only or one pair only, else the array's extremes; `Pattern.bounds`."""
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
+        # Exact where a rectangle holds zeros only or one pair only, else the array's extremes.
         array = self._checked(lengths)
-        some, every = _counted(array > 0, rows, keys, 0)[1], None
         largest = int(array.max(initial=0))
-        every = _counted(array == largest, rows, keys, 0)[0] if largest else np.zeros_like(some)
+        every, some = _counted(array == largest, rows, keys, 0)[0], _counted(array > 0, rows, keys, 0)[1]
         return every * np.int32(largest), some * np.int32(largest)
 
-    @property
-    def structure(self) -> None:
-        """None: it is for one length."""
+    def _depends_on(self) -> None:
         return None
 
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """The one length."""
+    def _special_lengths(self) -> Iterable[int]:
+        # The one length.
         return (self.seq_k,)
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return f"an explicit mask of {self.seq_q} queries and {self.seq_k} keys"
 
 
 def _scrambled(state: npt.NDArray[np.uint64] | np.uint64, values: Integers) -> npt.NDArray[np.uint64]:
     """SplitMix64's finalizer (Steele, Lea, Flood 2014) of a state and a number; uint64 arithmetic wraps."""
     with np.errstate(over="ignore"):
-        mixed = (state ^ values.astype(np.uint64)) * np.uint64(1) + _ODD
+        mixed = (state ^ values.astype(np.uint64)) + _ODD
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         scrambled: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InvalidRequest
-from .base import Blocked, Bounds, Counts, Pattern, PerHead, _Derived, counts_of, whole
+from .base import Bounds, Counts, Pattern, counts_of, whole
 from .lengths import Integers, Interval, Lengths, Structure
+from .operators import Blocked, Derived, PerHead
 from .tokens import Tokens
 
 
@@ -17,27 +19,19 @@ from .tokens import Tokens
 class Empty(Pattern):
     """No query counts any key."""
 
-    def multiplicity(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        """Zero everywhere; see `Pattern.multiplicity`."""
-        return np.zeros(np.broadcast_shapes(query.shape, key.shape), np.int32)
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
+        return np.zeros((), np.int32)
 
-    def bounds(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
-        """Zero and zero; see `Pattern.bounds`."""
-        nothing = self.multiplicity(rows.first, keys.first, lengths)
-        return nothing, nothing
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
+        return np.zeros((), np.int32), np.zeros((), np.int32)
 
-    @property
-    def structure(self) -> Structure:
-        """Depends on nothing."""
+    def _depends_on(self) -> Structure:
         return Structure()
 
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """No length is special."""
+    def _special_lengths(self) -> Iterable[int]:
         return ()
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return "nothing"
 
 
@@ -74,8 +68,7 @@ class Window(Pattern):
         left, right = (None if side < 0 else side * self.dilation for side in (self.left, self.right))
         return left, right
 
-    def multiplicity(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        """1 inside the band; see `Pattern.multiplicity`."""
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
         distance = key - query
         left, right = self.reach
         seen = np.ones(distance.shape, np.bool_) if self.dilation == 1 else distance % self.dilation == 0
@@ -85,8 +78,8 @@ class Window(Pattern):
             seen &= distance <= right
         return counts_of(seen)
 
-    def bounds(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
-        """Exact: a rectangle holds every distance between its extremes; see `Pattern.bounds`."""
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
+        # Exact: a rectangle holds every distance between its extremes.
         nearest, farthest = keys.first - rows.last, keys.last - rows.first
         left, right = self.reach
         lowest = nearest if left is None else np.maximum(nearest, -left)
@@ -96,20 +89,15 @@ class Window(Pattern):
         alike = nearest == farthest if self.dilation > 1 else np.True_
         return counts_of(some & (lowest == nearest) & (highest == farthest) & alike), counts_of(some)
 
-    @property
-    def structure(self) -> Structure:
-        """Depends on the distance up to the farther bound, and on residues of the dilation."""
+    def _depends_on(self) -> Structure:
         near = max((bound + 1 for bound in self.reach if bound is not None), default=0)
         return Structure(period=self.dilation, near=near)
 
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """The shortest lengths at which a bound hides a key, and at which the dilation skips one."""
-        found = {bound + 1 for bound in self.reach if bound is not None}
-        return tuple(sorted(found | ({self.dilation} if self.dilation > 1 else set())))
+    def _special_lengths(self) -> Iterable[int]:
+        # A longer text has a key that is hidden by a bound, or a distance that is a whole dilation.
+        return (*(bound + 1 for bound in self.reach if bound is not None), self.dilation if self.dilation > 1 else 0)
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         if (self.left, self.right, self.dilation) == (-1, -1, 1):
             return "every key"
         if (self.left, self.right, self.dilation) == (-1, 0, 1):
@@ -119,8 +107,24 @@ class Window(Pattern):
         return f"window of {', '.join(sides + step)}"
 
 
+class _Stripes(Pattern):
+    """Whole rows or columns of the tokens in a set."""
+
+    tokens: Tokens
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, Tokens):
+            raise InvalidRequest(f"{type(self).__name__}: tokens = {self.tokens!r}: must be Tokens(…)")
+
+    def _depends_on(self) -> Structure:
+        return self.tokens.structure
+
+    def _special_lengths(self) -> Iterable[int]:
+        return self.tokens.thresholds
+
+
 @dataclass(frozen=True)
-class Rows(Pattern):
+class Rows(_Stripes):
     """The queries at some positions see every key.
 
     Attributes:
@@ -129,34 +133,19 @@ class Rows(Pattern):
 
     tokens: Tokens
 
-    def multiplicity(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        """1 in the rows; see `Pattern.multiplicity`."""
-        shape = np.broadcast_shapes(query.shape, key.shape)
-        return np.broadcast_to(counts_of(self.tokens.contain(query, lengths)), shape)
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
+        return counts_of(self.tokens.contain(query, lengths))
 
-    def bounds(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
-        """Exact; see `Pattern.bounds`."""
-        shape = np.broadcast_shapes(rows.first.shape, keys.first.shape)
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
         every, some = self.tokens.bounds(rows, lengths)
-        return np.broadcast_to(counts_of(every), shape), np.broadcast_to(counts_of(some), shape)
+        return counts_of(every), counts_of(some)
 
-    @property
-    def structure(self) -> Structure:
-        """What the positions depend on."""
-        return self.tokens.structure
-
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """Those of the positions."""
-        return self.tokens.thresholds
-
-    def describe(self) -> str:
-        """The pattern in words."""
-        return f"whole rows of tokens {self.tokens.describe()}"
+    def _words(self) -> str:
+        return f"rows of tokens {self.tokens.describe()}"
 
 
 @dataclass(frozen=True)
-class Columns(Pattern):
+class Columns(_Stripes):
     """Every query sees the keys at some positions.
 
     Attributes:
@@ -165,34 +154,19 @@ class Columns(Pattern):
 
     tokens: Tokens
 
-    def multiplicity(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        """1 in the columns; see `Pattern.multiplicity`."""
-        shape = np.broadcast_shapes(query.shape, key.shape)
-        return np.broadcast_to(counts_of(self.tokens.contain(key, lengths)), shape)
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
+        return counts_of(self.tokens.contain(key, lengths))
 
-    def bounds(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
-        """Exact; see `Pattern.bounds`."""
-        shape = np.broadcast_shapes(rows.first.shape, keys.first.shape)
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
         every, some = self.tokens.bounds(keys, lengths)
-        return np.broadcast_to(counts_of(every), shape), np.broadcast_to(counts_of(some), shape)
+        return counts_of(every), counts_of(some)
 
-    @property
-    def structure(self) -> Structure:
-        """What the positions depend on."""
-        return self.tokens.structure
-
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """Those of the positions."""
-        return self.tokens.thresholds
-
-    def describe(self) -> str:
-        """The pattern in words."""
-        return f"whole columns of tokens {self.tokens.describe()}"
+    def _words(self) -> str:
+        return f"columns of tokens {self.tokens.describe()}"
 
 
 @dataclass(frozen=True)
-class All(_Derived):
+class All(Derived):
     """Every query counts every key once."""
 
     @property
@@ -200,13 +174,12 @@ class All(_Derived):
         """A window without bounds."""
         return Window(-1, -1)
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return "every key"
 
 
 @dataclass(frozen=True)
-class Causal(_Derived):
+class Causal(Derived):
     """No query counts a key after its own position."""
 
     @property
@@ -214,48 +187,50 @@ class Causal(_Derived):
         """A window that is bounded on the right only."""
         return Window(-1, 0)
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return "causal"
 
 
 @dataclass(frozen=True)
-class Global(_Derived):
+class Global(Derived):
     """Tokens that see every key and that every query sees (Longformer, section 3.1; BigBird-ITC, section 2).
 
     Attributes:
-        tokens: Which: a number is that many at the start of the text.
+        tokens: Which: `Tokens`, how many at the start of the text, or their positions.
         rows: Whether they see every key.
         columns: Whether every query sees them.
     """
 
-    tokens: Tokens
+    tokens: Tokens | int | tuple[int, ...]
     rows: bool = True
     columns: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokens, int):
-            object.__setattr__(self, "tokens", Tokens(first=self.tokens))
-        elif not isinstance(self.tokens, Tokens):
-            object.__setattr__(self, "tokens", Tokens(at=tuple(self.tokens)))
+        object.__setattr__(self, "tokens", self.which)
+
+    @property
+    def which(self) -> Tokens:
+        """The tokens, as a set of positions."""
+        if isinstance(self.tokens, Tokens):
+            return self.tokens
+        return Tokens(first=self.tokens) if isinstance(self.tokens, int) else Tokens(at=tuple(self.tokens))
 
     @property
     def expanded(self) -> Pattern:
         """Rows, columns, or both."""
-        rows, columns = Rows(self.tokens), Columns(self.tokens)
+        rows, columns = Rows(self.which), Columns(self.which)
         if self.rows and self.columns:
             return rows | columns
         return rows if self.rows else columns if self.columns else Empty()
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         if self.rows and self.columns:
-            return f"global tokens {self.tokens.describe()}"
+            return f"global tokens {self.which.describe()}"
         return self.expanded.describe()
 
 
 @dataclass(frozen=True)
-class Strided(_Derived):
+class Strided(Derived):
     """Keys at distances that are multiples of `stride`, in both directions (Sparse Transformer, section 4.2, A(2)).
 
     Attributes:
@@ -272,13 +247,12 @@ class Strided(_Derived):
         """A dilated window without bounds."""
         return Window(-1, -1, self.stride)
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return f"every {self.stride} tokens from the query"
 
 
 @dataclass(frozen=True)
-class Chunked(_Derived):
+class Chunked(Derived):
     """Keys in the query's own chunk and in some chunks around it, chunks counted from position 0.
 
     Attributes:
@@ -301,13 +275,10 @@ class Chunked(_Derived):
         """A window of whole blocks."""
         return Blocked(self.size, Window(self.before, self.after))
 
-    @property
-    def thresholds(self) -> tuple[int, ...]:
-        """Lengths from which on a chunk is hidden."""
-        return tuple(sorted({self.size, *((side + 1) * self.size for side in (self.before, self.after) if side >= 0)}))
+    def _special_lengths(self) -> Iterable[int]:
+        return (self.size, *((side + 1) * self.size for side in (self.before, self.after) if side >= 0))
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         around = [
             f"{'all' if count < 0 else count} {side}"
             for count, side in ((self.before, "before"), (self.after, "after"))
@@ -317,7 +288,7 @@ class Chunked(_Derived):
 
 
 @dataclass(frozen=True)
-class Fixed(_Derived):
+class Fixed(Derived):
     """Keys in the query's own block, and the last `summary` of every block (Sparse Transformer, section 4.2).
 
     Attributes:
@@ -342,13 +313,12 @@ class Fixed(_Derived):
         summary = tuple(range(self.stride - self.summary, self.stride))
         return Chunked(self.stride) | Columns(Tokens(period=self.stride, residues=summary))
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return f"blocks of {self.stride} and the last {self.summary} of every block"
 
 
 @dataclass(frozen=True)
-class Spans(_Derived):
+class Spans(Derived):
     """Keys of non-zero weight under adaptive spans (Sukhbaatar et al. 2019, section 2.2), in both directions.
 
     The weight at distance x is ``clamp((ramp + span - x) / ramp, 0, 1)``.
@@ -374,6 +344,5 @@ class Spans(_Derived):
         reaches = [math.ceil(self.ramp + span) - 1 for span in self.spans]
         return PerHead(tuple(Window(reach, reach) if reach >= 0 else Empty() for reach in reaches))
 
-    def describe(self) -> str:
-        """The pattern in words."""
+    def _words(self) -> str:
         return f"spans of {', '.join(f'{span:g}' for span in self.spans)} keys and a ramp of {self.ramp:g}"

@@ -77,10 +77,10 @@ def _value(data: object, depth: int) -> Any:
         return tuple(_value(item, depth + 1) for item in data)
     if not isinstance(data, Mapping):
         return data
-    kinds: dict[str, Any] = {**Pattern.kinds, "Tokens": Tokens}
+    kinds = {"Tokens": Tokens, **{name: kind for name, kind in Pattern.kinds.items() if is_dataclass(kind)}}
     values = {name: _value(value, depth + 1) for name, value in data.items() if name != "kind"}
-    kind = kinds.get(str(data.get("kind")))
-    if kind is None or not is_dataclass(kind):
+    kind: Any = kinds.get(str(data.get("kind")))
+    if kind is None:
         raise InvalidRequest(f"{_shown(data)}: kind must be one of {', '.join(sorted(kinds))}")
     try:
         return kind(**values)
