@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "ort/api.h"
+#include "ort/block_sparse_attention_op.h"
 #include "ort/sliding_window_attention_op.h"
 
 #define LONGSPAN_EXPORT __attribute__((visibility("default")))
@@ -19,10 +20,12 @@ OrtStatus* Domain(OrtCustomOpDomain** domain) {
   if (shared == nullptr) {
     OrtCustomOpDomain* made = nullptr;
     if (OrtStatus* status = g_api->CreateCustomOpDomain("longspan", &made)) return status;
-    for (const OrtCustomOp* op : SlidingWindowAttentionOps()) {
-      if (OrtStatus* status = g_api->CustomOpDomain_Add(made, op)) {
-        g_api->ReleaseCustomOpDomain(made);
-        return status;
+    for (const AttentionOps& ops : {SlidingWindowAttentionOps(), BlockSparseAttentionOps()}) {
+      for (const OrtCustomOp* op : ops) {
+        if (OrtStatus* status = g_api->CustomOpDomain_Add(made, op)) {
+          g_api->ReleaseCustomOpDomain(made);
+          return status;
+        }
       }
     }
     shared = made;

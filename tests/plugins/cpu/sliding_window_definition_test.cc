@@ -1,8 +1,6 @@
 // What refuses a node before any kernel runs, and the planner, with sizes that would overflow. Meant for the
 // sanitizers.
 #include <cstdint>
-#include <cstdio>
-#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -10,30 +8,15 @@
 
 #include "sliding_window_attention/plan.h"
 #include "sliding_window_attention/problem.h"
+#include "testing.h"
 
 namespace longspan::sliding_window {
 namespace {
 
+using testing::Expect;
+using testing::Refused;
+
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
-int failures = 0;
-
-void Expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  ++failures;
-}
-
-// Whether `body` throws InvalidOperands with `message` in it.
-void Refused(const std::string& message, const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const InvalidOperands& error) {
-    Expect(std::string(error.what()).find(message) != std::string::npos, error.what());
-    return;
-  }
-  Expect(false, "not refused: " + message);
-}
-
 void CheckAttributes() {
   for (int64_t value : {kSizeLimit + 1, int64_t{1} << 62, kHuge}) {
     Attributes a;
@@ -136,5 +119,5 @@ int main() {
   sliding_window::CheckAttributes();
   sliding_window::CheckShapes();
   sliding_window::CheckPlans();
-  return sliding_window::failures != 0;
+  return testing::failures != 0;
 }

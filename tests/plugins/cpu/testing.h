@@ -27,6 +27,26 @@
 
 namespace longspan::testing {
 
+// Checks that failed.
+inline int failures = 0;
+
+inline void Expect(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED: %s\n", what.c_str());
+  ++failures;
+}
+
+// Whether `body` throws InvalidOperands with `message` in it.
+inline void Refused(const std::string& message, const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const InvalidOperands& error) {
+    Expect(std::string(error.what()).find(message) != std::string::npos, error.what());
+    return;
+  }
+  Expect(false, "not refused: " + message);
+}
+
 class ThreadExecutor final : public cpu::Executor {
  public:
   void ParallelFor(void (*fn)(void*, size_t), size_t count, void* context) override {

@@ -1,0 +1,168 @@
+#include "block_sparse_attention/plan.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace longspan::block_sparse {
+namespace {
+
+// What packing a key costs, in pairs of a query and a key.
+constexpr int64_t kPackCost = 3;
+
+// First and last + 1 of the bits set below `columns`, and whether some between are not.
+MaskRow ReadMaskRow(const uint8_t* bits, int64_t columns) {
+  MaskRow row;
+  int64_t count = 0;
+  for (int64_t c = 0; c < columns; ++c) {
+    if ((bits[c / 8] >> (c % 8) & 1) == 0) continue;
+    if (count++ == 0) row.first = static_cast<int>(c);
+    row.last = static_cast<int>(c) + 1;
+  }
+  row.holes = row.last - row.first != count;
+  return row;
+}
+
+bool SameEntries(const BlockList& list, int64_t b, int64_t h, int64_t other) {
+  if (list.rows.heads == 1) return true;
+  for (int64_t r = 0; r < list.rows.size; ++r) {
+    const BlockList::Row x = list.At(b, h, r), y = list.At(b, other, r);
+    if (x.count != y.count || !std::equal(x.indices, x.indices + x.count, y.indices)) return false;
+    if (x.masks != nullptr && !std::equal(x.masks, x.masks + x.count, y.masks)) return false;
+  }
+  return true;
+}
+
+class Planner {
+ public:
+  explicit Planner(const Problem& problem)
+      : problem_(problem), attributes_(problem.attributes), shapes_(problem.shapes), plan_(problem) {
+    plan_.tile = ChooseTileSize(shapes_);
+    blocks_ = attributes_.QBlocks(shapes_.seq_q);
+    in_task_.resize(static_cast<size_t>(attributes_.KvBlocks(shapes_.seq_k)));
+    in_row_.resize(in_task_.size());
+  }
+
+  Plan Make() {
+    CheckLists(problem_, plan_.lists);
+    for (int64_t b = 0; b < shapes_.batch; ++b) {
+      plan_.batches.push_back(ReadPadding(shapes_, problem_.inputs[kNonpadKvSeqlen], problem_.inputs[kAttnMask], b));
+    }
+    ReadMasks();
+    ReadBias();
+    for (int64_t b = 0; b < shapes_.batch; ++b) {
+      for (int64_t head = 0; head < shapes_.q_num_heads;) {
+        // Heads that share a tile: of one group, with the same lists, and not more than the tile has rows.
+        int64_t heads = 1;
+        while (heads < plan_.tile.rows && (head + heads) % shapes_.Group() != 0 &&
+               SameEntries(plan_.lists.partial, b, head, head + heads) &&
+               SameEntries(plan_.lists.full, b, head, head + heads)) {
+          ++heads;
+        }
+        AddTasks(b, head, heads);
+        head += heads;
+      }
+    }
+    std::stable_sort(plan_.tasks.begin(), plan_.tasks.end(),
+                     [](const Task& x, const Task& y) { return x.cost > y.cost; });
+    return std::move(plan_);
+  }
+
+ private:
+  void ReadMasks() {
+    if (!problem_.input_shapes[kBlockMasks]) return;
+    const Shape& shape = *problem_.input_shapes[kBlockMasks];
+    const auto* bits = static_cast<const uint8_t*>(problem_.inputs[kBlockMasks]);
+    const int64_t columns = std::min(attributes_.kv_block_size, shapes_.seq_k);
+    plan_.mask_rows = std::min(attributes_.q_block_size, shapes_.seq_q);
+    for (int64_t mask = 0; mask < shape[0]; ++mask) {
+      for (int64_t r = 0; r < plan_.mask_rows; ++r) {
+        plan_.masks.push_back(ReadMaskRow(bits + (mask * shape[1] + r) * shape[2], columns));
+      }
+    }
+  }
+
+  void ReadBias() {
+    if (!problem_.input_shapes[kDistanceBias]) return;
+    const Shape& shape = *problem_.input_shapes[kDistanceBias];
+    plan_.bias.resize(static_cast<size_t>(shape[0] * shape[1]));
+    for (size_t i = 0; i < plan_.bias.size(); ++i) {
+      plan_.bias[i] = LoadElement(problem_.inputs[kDistanceBias], static_cast<int64_t>(i), problem_.type) * cpu::kLog2E;
+    }
+  }
+
+  // Marks the blocks that one row lists; returns how many were not marked before.
+  int64_t Mark(std::vector<int64_t>* marks, int64_t mark, int64_t b, int64_t head, int64_t block) const {
+    int64_t fresh = 0;
+    for (const BlockList* list : {&plan_.lists.partial, &plan_.lists.full}) {
+      const BlockList::Row row = list->At(b, head, block);
+      for (int64_t slot = 0; slot < row.count; ++slot) {
+        int64_t& seen = (*marks)[static_cast<size_t>(row.indices[slot])];
+        fresh += seen != mark;
+        seen = mark;
+      }
+    }
+    return fresh;
+  }
+
+  void AddTasks(int64_t b, int64_t head, int64_t heads) {
+    const int64_t size = std::min(attributes_.q_block_size, shapes_.seq_q);
+    for (int64_t block = 0; block < blocks_;) {
+      Task task{b, head, heads, block, 1, block * size, std::min((block + 1) * size, shapes_.seq_q), 0};
+      const int64_t mark = ++mark_;
+      int64_t keys = Mark(&in_task_, mark, b, head, block);
+      int64_t pairs = keys * (task.last - task.first) * heads;
+      // Rows of blocks that read much the same keys share a tile: packing a key once for all of them is cheaper than
+      // computing it, at worst, for the rows that do not list it.
+      while (task.last < shapes_.seq_q && (task.last - task.first + size) * heads <= plan_.tile.rows) {
+        const int64_t last = std::min(task.last + size, shapes_.seq_q);
+        const int64_t own = Mark(&in_row_, ++mark_, b, head, block + task.blocks);
+        const int64_t fresh = Mark(&in_task_, mark, b, head, block + task.blocks);
+        const int64_t rows = (task.last - task.first) * heads, more = (last - task.last) * heads;
+        const int64_t apart = keys * (rows + kPackCost) + own * (more + kPackCost);
+        if ((keys + fresh) * (rows + more + kPackCost) > apart) break;
+        keys += fresh;
+        pairs += own * more;
+        task.last = last;
+        ++task.blocks;
+      }
+      Split(task, static_cast<double>(pairs) * static_cast<double>(attributes_.kv_block_size));
+      block += task.blocks;
+    }
+  }
+
+  // Adds the task, in equal parts where it has more queries than fit a tile.
+  void Split(const Task& whole, double cost) {
+    int64_t listings = 0;
+    for (int64_t block = whole.block; block < whole.block + whole.blocks; ++block) {
+      for (const BlockList* list : {&plan_.lists.partial, &plan_.lists.full}) {
+        listings += list->At(whole.batch, whole.head, block).count;
+      }
+    }
+    plan_.max_listings = std::max(plan_.max_listings, listings);
+    plan_.max_blocks = std::max(plan_.max_blocks, whole.blocks);
+    const int64_t most = std::max<int64_t>(1, plan_.tile.rows / whole.heads);
+    const int64_t queries = whole.last - whole.first, parts = (queries + most - 1) / most;
+    const int64_t part = (queries + parts - 1) / parts;
+    for (int64_t first = whole.first; first < whole.last; first += part) {
+      Task task = whole;
+      task.first = first;
+      task.last = std::min(first + part, whole.last);
+      task.cost = cost * static_cast<double>(task.last - first) / static_cast<double>(queries);
+      plan_.tasks.push_back(task);
+    }
+  }
+
+  const Problem& problem_;
+  const Attributes& attributes_;
+  const Shapes& shapes_;
+  int64_t blocks_ = 0;
+  int64_t mark_ = 0;
+  std::vector<int64_t> in_task_, in_row_;  // the mark that each key block got last
+  Plan plan_;
+};
+
+}  // namespace
+
+Plan MakePlan(const Problem& problem) { return Planner(problem).Make(); }
+
+}  // namespace longspan::block_sparse

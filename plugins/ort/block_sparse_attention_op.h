@@ -1,0 +1,13 @@
+// BlockSparseAttention as an ONNX Runtime custom op.
+#ifndef LONGSPAN_ORT_BLOCK_SPARSE_ATTENTION_OP_H_
+#define LONGSPAN_ORT_BLOCK_SPARSE_ATTENTION_OP_H_
+
+#include "ort/attention_op.h"
+
+namespace longspan::ort {
+
+AttentionOps BlockSparseAttentionOps();
+
+}  // namespace longspan::ort
+
+#endif  // LONGSPAN_ORT_BLOCK_SPARSE_ATTENTION_OP_H_
