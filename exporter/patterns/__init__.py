@@ -6,7 +6,7 @@ from .drawn import Explicit, Random, RandomBlocks
 from .fast_lists import build_lists
 from .lengths import Interval, Lengths, Structure
 from .members import All, Causal, Chunked, Columns, Empty, Fixed, Global, Rows, Spans, Strided, Window
-from .operators import Blocked, Intersection, Not, PerHead, Repeated, Sum, Union
+from .operators import Blocked, Intersection, Not, PerHead, Repeated, Shifted, Sum, Union
 from .serial import from_data, from_json, to_data, to_json
 from .tokens import Tokens
 
@@ -31,6 +31,7 @@ __all__ = [
     "RandomBlocks",
     "Repeated",
     "Rows",
+    "Shifted",
     "Spans",
     "Strided",
     "Structure",

@@ -216,6 +216,65 @@ class Blocked(_Composite):
 
 
 @dataclass(frozen=True)
+class Shifted(_Composite):
+    """A pattern of the text from position `by` on; the tokens before it count nothing and are counted by none.
+
+    Attributes:
+        by: Tokens before the pattern begins.
+        of: The pattern; its position 0 is the text's position `by`.
+    """
+
+    by: int
+    of: Pattern
+
+    def __post_init__(self) -> None:
+        whole("Shifted", "by", self.by, 0)
+        some_patterns("Shifted", self.parts)
+
+    @property
+    def parts(self) -> tuple[Pattern, ...]:
+        """The pattern that is moved."""
+        return (self.of,)
+
+    def _with(self, parts: tuple[Pattern, ...]) -> Pattern:
+        return Shifted(self.by, parts[0])
+
+    def _lengths(self, lengths: Lengths) -> Lengths:
+        first, end = (max(0, position - self.by) for position in (lengths.offset, lengths.offset + lengths.seq_q))
+        return Lengths(end - first, max(0, lengths.seq_k - self.by), first)
+
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
+        inside = (query >= self.by) & (key >= self.by)
+        query, key = np.maximum(query - self.by, 0), np.maximum(key - self.by, 0)
+        return self.of.multiplicity(query, key, self._lengths(lengths)) * inside
+
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
+        every = (rows.first >= self.by) & (keys.first >= self.by)
+        some = (rows.last >= self.by) & (keys.last >= self.by)
+        if not some.any():
+            return counts_of(some), counts_of(some)
+        # A rectangle before the text begins is asked about as if it lay at its beginning, and then not believed.
+        inner = self._lengths(lengths)
+        rows, keys = (
+            Interval(np.maximum(each.first - self.by, 0), np.maximum(each.last - self.by, 0)) for each in (rows, keys)
+        )
+        lower, upper = self.of.bounds(rows, keys, inner)
+        return lower * every, upper * some
+
+    def _depends_on(self) -> Structure | None:
+        inner = self.of.structure
+        if inner is None or (inner.tail and self.by % inner.tail_unit):
+            return None
+        return Structure(inner.period, inner.near, self.by + inner.head, inner.tail, inner.tail_unit)
+
+    def _special_lengths(self) -> Iterable[int]:
+        return (self.by, *(self.by + threshold for threshold in self.of.thresholds))
+
+    def _words(self) -> str:
+        return f"from token {self.by} on: {_in_brackets(self.of)}"
+
+
+@dataclass(frozen=True)
 class PerHead(_Composite):
     """One pattern for each query head; head h takes number ``h % len(of)``.
 
@@ -296,5 +355,5 @@ class Derived(Pattern):
 
 
 def _in_brackets(pattern: Pattern) -> str:
-    compound = isinstance(pattern, (Union, Intersection, Sum, Repeated, Blocked)) or pattern.heads > 1
+    compound = isinstance(pattern, (Union, Intersection, Sum, Repeated, Blocked, Shifted)) or pattern.heads > 1
     return f"({pattern.describe()})" if compound else pattern.describe()

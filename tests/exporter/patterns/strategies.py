@@ -22,6 +22,7 @@ from longspan.exporter.patterns import (
     RandomBlocks,
     Repeated,
     Rows,
+    Shifted,
     Spans,
     Strided,
     Tokens,
@@ -77,6 +78,7 @@ def combined(parts: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
         st.builds(Not, parts),
         st.builds(Repeated, parts, st.integers(0, 3)),
         st.builds(Blocked, small, parts),
+        st.builds(Shifted, small, parts),
         st.builds(PerHead, st.lists(parts, min_size=1, max_size=2).map(tuple)),
     )
 
