@@ -9,6 +9,7 @@ from .declared_windows import DECLARED_WINDOWS
 from .gpt_neo import GPT_NEO
 from .led import LED
 from .longformer import LONGFORMER
+from .longt5 import LONGT5
 from .windowed_encoder import WINDOWED_ENCODER
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
 
-FAMILIES: tuple[Family, ...] = (LONGFORMER, LED, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
+FAMILIES: tuple[Family, ...] = (LONGFORMER, LED, LONGT5, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
 """Every adapter; the first that finds a site in a model is used."""
 
 __all__ = ["FAMILIES", "Family", "family_by_name", "find_family"]

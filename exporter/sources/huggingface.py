@@ -88,6 +88,7 @@ def load_huggingface(request: SourceRequest) -> Source:
             model, pickled = _pretrained(transformers, config, request, folder, commit)
     model, encoder_of = _encoder(model.eval())
     # A cache would be an output, and another graph; this one reads a whole text.
+    part: Any
     for part in model.modules():
         if getattr(getattr(part, "config", None), "use_cache", None):
             part.config.use_cache = False

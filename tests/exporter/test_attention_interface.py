@@ -6,7 +6,6 @@ import ast
 import functools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from longspan.plugins.functions import attach_function_bodies
 from .models import BERT, write_config
 from .windowed_models import FAMILIES, WINDOW, WindowedFamily
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Two float64 computations of O(1) activations through two layers differ by accumulated rounding only.
 TOLERANCE = 1e-12
 LENGTHS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 1)
@@ -40,15 +41,6 @@ WANTED = (
     "gpt_neo modernbert modernbert-decoder llama4_text"
 )
 """What docs/families.md promises."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models of a few channels are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ from .family_checks import (
     worst,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG: dict[str, Any] = {
     "architectures": ["LEDForConditionalGeneration"],
     "model_type": "led",
