@@ -2,11 +2,12 @@
 
 from .base import Pattern
 from .block_lists import BlockLists, Widths, enumerate_lists
+from .cost import block_of, shares
 from .drawn import Explicit, Random, RandomBlocks
 from .fast_lists import build_lists
 from .lengths import Interval, Lengths, Structure
 from .members import All, Causal, Chunked, Columns, Empty, Fixed, Global, Rows, Spans, Strided, Window
-from .operators import Blocked, Intersection, Not, PerHead, Repeated, Shifted, Sum, Union
+from .operators import Blocked, Intersection, Not, PerHead, Repeated, Shifted, Sum, Union, UpTo
 from .serial import from_data, from_json, to_data, to_json
 from .tokens import Tokens
 
@@ -38,12 +39,15 @@ __all__ = [
     "Sum",
     "Tokens",
     "Union",
+    "UpTo",
     "Widths",
     "Window",
+    "block_of",
     "build_lists",
     "enumerate_lists",
     "from_data",
     "from_json",
+    "shares",
     "to_data",
     "to_json",
 ]

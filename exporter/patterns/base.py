@@ -9,13 +9,17 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from .lengths import Integers, Interval, Lengths, Structure
+
+if TYPE_CHECKING:
+    from ...plugins.attention.operands import Shapes
+    from ...plugins.definition import Cost
 
 Counts = npt.NDArray[np.int32]
 Bounds = tuple[Counts, Counts]
@@ -129,6 +133,35 @@ class Pattern(abc.ABC):
         for first in range(0, lengths.seq_q, rows):
             strip = queries[first : first + rows, None]
             yield np.stack([each.multiplicity(strip, keys, lengths) for each in heads])
+
+    def terms(self, lengths: Lengths, heads: int | None = None) -> int:
+        """Query-key pairs that the softmaxes of all heads count; a key that is counted twice is two.
+
+        Args:
+            lengths: For which lengths.
+            heads: Query heads; None is those after which the pattern repeats.
+        """
+        from .cost import terms
+
+        return terms(self, lengths, heads)
+
+    def density(self, lengths: Lengths) -> float:
+        """The share of all query-key pairs that are counted, each once however often; 0 where there are no pairs."""
+        from .cost import density
+
+        return density(self, lengths)
+
+    def cost(self, shapes: Shapes, *, offset: int = 0, element_size: int = 4) -> Cost:
+        """Work of one execution that computes nothing but what the pattern counts: a floor for every kernel.
+
+        Args:
+            shapes: Sizes of the execution.
+            offset: Keys that earlier calls left in a cache.
+            element_size: Bytes per element.
+        """
+        from .cost import cost
+
+        return cost(self, shapes, offset=offset, element_size=element_size)
 
     @abc.abstractmethod
     def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:

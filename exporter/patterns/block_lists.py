@@ -96,6 +96,34 @@ class BlockLists:
                 pairs += int(((columns[indices] * read).sum(-1) * rows).sum())
         return pairs
 
+    def terms(self) -> Integers:
+        """int64 (H, rows of blocks, key blocks), pairs of the text that each block counts, listings added up."""
+        size_q, size_k = self.q_block_size, self.kv_block_size
+        rows, columns = _sizes(self.lengths.seq_q, size_q), _sizes(self.lengths.seq_k, size_k)
+        counted = np.zeros((self.heads, len(rows), len(columns)), np.int64)
+        head, row, slot = np.nonzero(np.arange(self.full_kv_indices.shape[-1]) < self.full_kv_num_blocks[0, ..., None])
+        block = self.full_kv_indices[0, head, row, slot]
+        np.add.at(counted, (head, row, block), rows[row] * columns[block])
+        head, row, slot = np.nonzero(np.arange(self.kv_indices.shape[-1]) < self.kv_num_blocks[0, ..., None])
+        block, mask = self.kv_indices[0, head, row, slot], self.block_mask_ids[0, head, row, slot]
+        # What a mask counts, by whether the block is cut off by the end of the text.
+        if len(mask):
+            sides = [(tall, wide) for tall in (size_q, int(rows[-1])) for wide in (size_k, int(columns[-1]))]
+            by_cut = np.stack([self._counted_by_masks(*side) for side in sides])
+            np.add.at(counted, (head, row, block), by_cut[2 * (rows[row] < size_q) + (columns[block] < size_k), mask])
+        return counted
+
+    def _counted_by_masks(self, rows: int, columns: int) -> Integers:
+        """int64 (M,), pairs of the first rows and columns that each mask allows."""
+        found = np.zeros(len(self.block_masks), np.int64)
+        step = max(1, _STRIP // (self.q_block_size * self.kv_block_size))
+        for first in range(0, len(found), step):
+            bits = np.unpackbits(
+                self.block_masks[first : first + step, :rows], axis=-1, count=columns, bitorder="little"
+            )
+            found[first : first + step] = bits.sum((1, 2), dtype=np.int64)
+        return found
+
     def multiplicity(self) -> npt.NDArray[np.int32]:
         """int32 (H, seq_q, seq_k), how often each query counts each key; what the lists say, for tests and pictures."""
         size_q, size_k = self.q_block_size, self.kv_block_size
