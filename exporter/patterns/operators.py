@@ -324,6 +324,53 @@ class PerHead(_Composite):
         return "; ".join(f"head {index}: {part.describe()}" for index, part in enumerate(self.of))
 
 
+@dataclass(frozen=True)
+class UpTo(_Composite):
+    """One pattern for short texts and another for longer ones.
+
+    Attributes:
+        limit: Longest text, in tokens, that is short.
+        short: The pattern of short texts.
+        long: The pattern of the others.
+    """
+
+    limit: int
+    short: Pattern
+    long: Pattern
+
+    def __post_init__(self) -> None:
+        whole("UpTo", "limit", self.limit, 0)
+        some_patterns("UpTo", self.parts)
+
+    @property
+    def parts(self) -> tuple[Pattern, ...]:
+        """The two patterns."""
+        return self.short, self.long
+
+    def _with(self, parts: tuple[Pattern, ...]) -> Pattern:
+        return UpTo(self.limit, *parts)
+
+    def _of(self, lengths: Lengths) -> Pattern:
+        return self.short if lengths.text <= self.limit else self.long
+
+    def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
+        return self._of(lengths).multiplicity(query, key, lengths)
+
+    def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
+        return self._of(lengths).bounds(rows, keys, lengths)
+
+    def _depends_on(self) -> Structure | None:
+        # The length itself, which no structure says, unless the two are one.
+        return self.short.structure if self.short == self.long else None
+
+    def _special_lengths(self) -> Iterable[int]:
+        short = (threshold for threshold in self.short.thresholds if threshold < self.limit)
+        return (self.limit, *short, *(threshold for threshold in self.long.thresholds if threshold > self.limit))
+
+    def _words(self) -> str:
+        return f"up to {self.limit}, {_in_brackets(self.short)}; beyond, {_in_brackets(self.long)}"
+
+
 class Derived(Pattern):
     """A pattern that is short for another one."""
 
@@ -355,5 +402,5 @@ class Derived(Pattern):
 
 
 def _in_brackets(pattern: Pattern) -> str:
-    compound = isinstance(pattern, (Union, Intersection, Sum, Repeated, Blocked, Shifted)) or pattern.heads > 1
+    compound = isinstance(pattern, (Union, Intersection, Sum, Repeated, Blocked, Shifted, UpTo)) or pattern.heads > 1
     return f"({pattern.describe()})" if compound else pattern.describe()

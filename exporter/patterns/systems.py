@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from ..errors import InvalidRequest
 from .base import Pattern, whole
 from .drawn import Random
-from .members import Causal, Chunked, Columns, Fixed, Global, Rows, Strided, Window
-from .operators import Blocked, PerHead, Shifted
+from .members import All, Causal, Chunked, Columns, Fixed, Global, Rows, Strided, Window
+from .operators import Blocked, PerHead, Shifted, UpTo
 from .tokens import Tokens
 
 
@@ -70,6 +70,19 @@ def big_bird(block: int, random: int = 0) -> Pattern:
     if not random:
         return Blocked(block, blocks)
     return Blocked(block, blocks + (Columns(Tokens(first=1)) & ~Rows(ends)) * random)
+
+
+def big_bird_of_any_length(block: int, random: int = 0) -> Pattern:
+    """`big_bird`, and full attention to texts of at most ``5 + 2 · random`` blocks, as ``transformers`` has it.
+
+    Args:
+        block: Tokens in a block.
+        random: Random blocks per row, ``num_random_blocks``.
+    """
+    whole("big_bird_of_any_length", "random", random, 0)
+    sparse = big_bird(block, random)
+    assert isinstance(sparse, Blocked)
+    return Blocked(block, UpTo(5 + 2 * random, All(), sparse.of))
 
 
 def big_bird_itc(

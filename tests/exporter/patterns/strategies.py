@@ -26,6 +26,7 @@ from longspan.exporter.patterns import (
     Spans,
     Strided,
     Tokens,
+    UpTo,
     Window,
 )
 
@@ -79,6 +80,7 @@ def combined(parts: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
         st.builds(Repeated, parts, st.integers(0, 3)),
         st.builds(Blocked, small, parts),
         st.builds(Shifted, small, parts),
+        st.builds(UpTo, st.integers(0, 60), parts, parts),
         st.builds(PerHead, st.lists(parts, min_size=1, max_size=2).map(tuple)),
     )
 

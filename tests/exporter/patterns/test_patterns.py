@@ -34,6 +34,7 @@ from longspan.exporter.patterns import (
     Strided,
     Structure,
     Tokens,
+    UpTo,
     Window,
     from_json,
     to_json,
@@ -58,6 +59,7 @@ PROPERTY = settings(max_examples=300, deadline=None, suppress_health_check=list(
         (Fixed(5, 2), lambda q, k, n: q // 5 == k // 5 or k % 5 >= 3),
         (Chunked(4, 1, 2), lambda q, k, n: q // 4 - 1 <= k // 4 <= q // 4 + 2),
         (Global(2), lambda q, k, n: q < 2 or k < 2),
+        (UpTo(8, All(), Window(1, 0)), lambda q, k, n: n <= 8 or q - 1 <= k <= q),
         (Global((3, 7)), lambda q, k, n: q in (3, 7) or k in (3, 7)),
         (Global(Tokens(last=2), columns=False), lambda q, k, n: q >= n - 2),
         (Global(Tokens(last=2), rows=False), lambda q, k, n: k >= n - 2),
@@ -328,6 +330,8 @@ def test_words(pattern: Pattern, words: str) -> None:
         (Chunked(16, 1), (16, 32)),
         (Blocked(8, Global(Tokens(first=1, last=1)) | Window(1, 1)), (8, 16)),
         (Shifted(5, Window(1, 1)), (5, 7)),
+        # What changes the short pattern beyond the limit, or the long one below it, nobody sees.
+        (UpTo(9, Window(4, 20), Window(7, 10)), (5, 9, 11)),
     ],
 )
 def test_thresholds(pattern: Pattern, thresholds: tuple[int, ...]) -> None:

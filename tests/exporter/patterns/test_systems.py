@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from longspan.exporter.errors import InvalidRequest
-from longspan.exporter.patterns import Lengths, Pattern, build_lists, systems
+from longspan.exporter.patterns import Lengths, Pattern, build_lists, from_json, systems, to_json
 
 Formula = Callable[[int, int], bool]
 
@@ -96,6 +96,16 @@ def test_big_bird_in_evaluation(blocks: int, random: int) -> None:
     listed = [lists.full_kv_indices[0, 0, r, : lists.full_kv_num_blocks[0, 0, r]].tolist() for r in range(blocks)]
     assert listed == [sorted(keys) for keys in counted_rows(blocks, random)]
     assert not lists.kv_num_blocks.any()
+
+
+def test_big_bird_attends_in_full_to_short_texts() -> None:
+    pattern = systems.big_bird_of_any_length(4, 2)
+    assert 36 in pattern.thresholds and from_json(to_json(pattern)) == pattern
+    assert (pattern.dense(Lengths.of(36)) == 1).all() and (pattern.dense(Lengths.of(35)) == 1).all()
+    for length in (37, 40, 61):
+        wanted = systems.big_bird(4, 2).dense(Lengths.of(length))
+        np.testing.assert_array_equal(pattern.dense(Lengths.of(length)), wanted)
+        assert wanted[0, 4, 0] == 3
 
 
 def test_itc_draws_blocks_that_are_not_seen_anyway() -> None:
