@@ -12,26 +12,13 @@ from longspan.plugins.errors import InvalidOperands, LibraryMissing
 from longspan.plugins.sliding_window_attention.definition import Attributes, infer_shapes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 
-from .ort_kernel_node import DTYPES, Array, node_model, rounded, run_node, session
+from .ort_kernel_node import DTYPES, Array, assert_close, isas, node_model, rounded, run_node, session
 from .sliding_window_cases import CASES, Case
 
 try:
     ort_library_path()
 except LibraryMissing as error:
     pytest.skip(str(error), allow_module_level=True)
-
-EPS32 = float(np.finfo(np.float32).eps)
-
-
-def isas() -> list[str]:
-    """The instruction sets that this machine has, as the library names them when it refuses an unknown one."""
-    operands = {name: np.zeros((1, 1, 1, 1)) for name in ("Q", "K", "V")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LONGSPAN_CPU_ISA", "none")
-        with pytest.raises(Exception, match="this machine has") as caught:
-            session(node_model(operands, {}))
-    return str(caught.value).split("this machine has ")[1].split(";")[0].split(", ")
-
 
 ISAS = isas()
 
@@ -47,25 +34,8 @@ def check(operands: Mapping[str, Array], attributes: Mapping[str, Any], dtype: s
     """Compare one node with the reference in float64, within what float32 arithmetic and rounding to `dtype` allow."""
     values = rounded(operands, dtype)
     given = {name.lower(): array for name, array in values.items()}
-    want_y, want_lse = sliding_window_attention(**given, attributes=Attributes.from_mapping(attributes))
-    got_y, got_lse = run_node(operands, attributes, dtype)
-    # Rounding moves a score by less than a few eps * |q| |k| scale. A score that is off by e moves Y by up to
-    # 2 e max|v|, and the lse by up to e.
-    values = {name: np.where(np.isfinite(array), array, 0) for name, array in values.items()}  # masked, or no weight
-    heads = attributes.get("q_num_heads", 1), attributes.get("kv_num_heads", 1)
-    size = values["Q"].shape[-1] // (heads[0] if values["Q"].ndim == 3 else 1)
-
-    def norm(name: str) -> float:
-        arrays = (values[key] for key in (name, f"global_{name}") if key in values)
-        return max(float(np.linalg.norm(array.reshape(-1, size), axis=1).max(initial=0)) for array in arrays)
-
-    largest_value = max(float(np.abs(values[key]).max(initial=0)) for key in ("V", "global_V") if key in values)
-    score = abs(attributes.get("scale", size**-0.5)) * norm("Q") * norm("K")
-    score += max((float(np.abs(values[key]).max()) for key in ("band_bias", "sinks") if key in values), default=0.0)
-    error = EPS32 * (4 + 2 * score)
-    unit = EPS32 if dtype == "float32" else float(np.finfo(np.float16).eps if dtype == "float16" else 2**-8)
-    np.testing.assert_allclose(got_y, want_y, rtol=unit, atol=2 * error * largest_value + 2.0**-25)
-    np.testing.assert_allclose(got_lse, want_lse, rtol=4 * EPS32, atol=error)
+    want = sliding_window_attention(**given, attributes=Attributes.from_mapping(attributes))
+    assert_close(run_node(operands, attributes, dtype), want, values, attributes, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
