@@ -26,6 +26,10 @@ class Signature(Protocol):
         ...
 
 
+Body = tuple[Signature, Callable[[int], ir.Function]]
+"""What a node's body is specialised for, and what builds it for an opset."""
+
+
 def attach_function_bodies(model: ir.Model) -> None:
     """Set the overload of every ``longspan`` node and add the function of each overload that occurs.
 
@@ -48,7 +52,7 @@ def attach_function_bodies(model: ir.Model) -> None:
         )
     functions: dict[ir.OperatorIdentifier, ir.Function] = {}
     for node in nodes:
-        signature, build = _signature(node)
+        signature, build = _body(node)
         _normalise(node)
         node.overload = signature.overload
         if node.op_identifier() not in functions:
@@ -86,10 +90,30 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from function.all_nodes()
 
 
-def _signature(node: ir.Node) -> tuple[Signature, Callable[[int], ir.Function]]:
-    from .sliding_window_attention import function as sliding_window
+def _sliding_window(node: ir.Node) -> Body:
+    from .sliding_window_attention.function import Signature, function_body
 
-    if node.op_type == "SlidingWindowAttention":
-        signature = sliding_window.Signature.of(node)
-        return signature, lambda opset: sliding_window.function_body(signature, opset)
-    raise InvalidOperands(f"node {node.name!r} is {DOMAIN}::{node.op_type}, which has no function body")
+    signature = Signature.of(node)
+    return signature, lambda opset: function_body(signature, opset)
+
+
+def _block_sparse(node: ir.Node) -> Body:
+    from .block_sparse_attention.function import Signature, function_body
+
+    signature = Signature.of(node)
+    return signature, lambda opset: function_body(signature, opset)
+
+
+_BODIES: dict[str, Callable[[ir.Node], Body]] = {
+    "BlockSparseAttention": _block_sparse,
+    "SlidingWindowAttention": _sliding_window,
+}
+
+
+def _body(node: ir.Node) -> Body:
+    if node.op_type not in _BODIES:
+        raise InvalidOperands(
+            f"node {node.name!r} is {DOMAIN}::{node.op_type}, which has no function body; there are: "
+            f"{', '.join(_BODIES)}"
+        )
+    return _BODIES[node.op_type](node)

@@ -245,24 +245,52 @@ class FunctionBuilder:
             trips: Number of iterations, a scalar.
             step: Adds the nodes of one iteration, given its number; sees all values of the graphs around.
         """
-        number, going = ir.Value(name=self._name("trip")), ir.Value(name=self._name("going"))
-        number.type, number.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([])
-        going.type, going.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
+        return self._loop(trips, [], lambda number, going: [self.op("Identity", going), *step(number)])
+
+    def loop_while(self, states: Sequence[Expr], step: Callable[..., Sequence[Expr]]) -> list[Expr]:
+        """Run `step` on `states`, then on what it returned, for as long as it says; at least once.
+
+        Args:
+            states: What is handed on: int64 scalars, and sequences from `sequence`.
+            step: Adds the nodes of one iteration, given the states; returns whether to go on, a scalar bool, and the
+                new states. It sees all values of the graphs around.
+
+        Returns:
+            The last states.
+        """
+        return self._loop(None, states, lambda number, going, *formal: step(*formal))
+
+    def sequence(self) -> Expr:
+        """An empty sequence of float32 tensors."""
+        empty = self.op("SequenceEmpty", dtype=int(ir.DataType.FLOAT))
+        empty.value.type = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
+        return empty
+
+    def append(self, sequence: Expr, x: Expr) -> Expr:
+        """A sequence that ends with one more tensor."""
+        longer = self.op("SequenceInsert", sequence, x)
+        longer.value.type = sequence.value.type
+        return longer
+
+    def _loop(self, trips: Expr | None, states: Sequence[Expr], step: Callable[..., Sequence[Expr]]) -> list[Expr]:
+        """A Loop; `step` gets number, condition and states, and returns condition, states and what to stack."""
+        formal = [self._scalar("trip", ir.DataType.INT64), self._scalar("going", ir.DataType.BOOL)]
+        for state in states:
+            formal.append(self._scalar("state", ir.DataType.INT64))
+            if isinstance(state.value.type, ir.SequenceType):
+                formal[-1].type, formal[-1].shape = state.value.type, None
         self._scopes.append([])
-        results = [self.op("Identity", Expr(self, going)), *step(Expr(self, number))]
-        graph = ir.Graph(
-            [number, going],
-            [result.value for result in results],
-            nodes=self._scopes.pop(),
-            name=self._name("loop_body"),
-        )
-        results[0].value.type, results[0].value.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape([])
+        results = [result.value for result in step(*(Expr(self, value) for value in formal))]
+        graph = ir.Graph(formal, results, nodes=self._scopes.pop(), name=self._name("loop_body"))
+        for result, value in zip(results, formal[1:], strict=False):
+            result.type, result.shape = value.type, value.shape
+        inputs = [None if trips is None else trips.value, self.constant(True).value, *(x.value for x in states)]
         outputs = [ir.Value(name=self._name("stack")) for _ in results[1:]]
-        node = ir.Node(
-            "", "Loop", [trips.value, self.constant(True).value], [ir.AttrGraph("body", graph)], outputs=outputs
-        )
-        self._scopes[-1].append(node)
+        self._scopes[-1].append(ir.Node("", "Loop", inputs, [ir.AttrGraph("body", graph)], outputs=outputs))
         return [Expr(self, output) for output in outputs]
+
+    def _scalar(self, hint: str, dtype: ir.DataType) -> ir.Value:
+        return ir.Value(name=self._name(hint), type=ir.TensorType(dtype), shape=ir.Shape([]))
 
     def build(self, domain: str, name: str, overload: str, outputs: Mapping[str, Expr]) -> ir.Function:
         """The finished function.

@@ -24,9 +24,16 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ..attention.function_body import (
+    LOWEST,
+    AttentionBody,
+    AttentionSignature,
+    base_signature,
+    node_attributes,
+    node_inputs,
+)
 from ..attention.operands import SIZE_LIMIT
-from ..errors import InvalidOperands
-from ..onnx_builder import Expr, FunctionBuilder
+from ..onnx_builder import Expr
 from .definition import SLIDING_WINDOW_ATTENTION, Attributes
 
 LOOP_ABOVE = 1024
@@ -34,37 +41,24 @@ LOOP_ABOVE = 1024
 
 _MIN_ROWS, _MAX_ROWS = 16, 128
 _FAR = SIZE_LIMIT  # stands for an unbounded side
-_LOWEST = -1e38  # masked score: sums of three stay finite in float32
-_HIDDEN = -1e37  # a row whose largest score is below saw no key
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What a body is specialised for; sites of equal signature share one function.
+class Signature(AttentionSignature):
+    """What a body is specialised for.
 
     Attributes:
-        optional_inputs: Formal names of the optional inputs present, in order.
-        layout: ``"bhsd"`` (4-D) or ``"bsd"`` (3-D).
-        lse: Whether the second output is produced.
-        scale: Whether the node carries `scale`.
-        softcap: Whether scores are capped.
         loop: Whether blocks run one at a time.
         bias_rows: Whether `band_bias` differs between query rows.
     """
 
-    optional_inputs: tuple[str, ...] = ()
-    layout: str = "bhsd"
-    lse: bool = False
-    scale: bool = False
-    softcap: bool = False
     loop: bool = False
     bias_rows: bool = False
 
     @property
-    def overload(self) -> str:
-        """Overload of the function, e.g. ``"bsd__attn_mask__lse"``."""
-        flags = [name for name in ("lse", "scale", "softcap", "loop", "bias_rows") if getattr(self, name)]
-        return "__".join([self.layout, *self.optional_inputs, *flags])
+    def flags(self) -> tuple[str, ...]:
+        """What the overload names after the optional inputs."""
+        return (*super().flags, *(name for name in ("loop", "bias_rows") if getattr(self, name)))
 
     @classmethod
     def of(cls, node: ir.Node) -> Signature:
@@ -73,35 +67,14 @@ class Signature:
         Raises:
             InvalidOperands: an attribute is invalid, or the layout is neither in a shape nor implied by `q_num_heads`.
         """
-        attributes = Attributes.from_mapping({name: attribute.value for name, attribute in node.attributes.items()})
-        inputs = dict(zip((tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs), node.inputs, strict=False))
-        optional = {tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs if tensor.optional}
-        present = tuple(name for name, value in inputs.items() if name in optional and value is not None)
+        attributes = Attributes.from_mapping(node_attributes(node))
         left, right = attributes.band(_FAR)
-        bias = inputs.get("band_bias")
+        bias = node_inputs(node, SLIDING_WINDOW_ATTENTION).get("band_bias")
         return cls(
-            optional_inputs=present,
-            layout=_layout(node, attributes),
-            lse=len(node.outputs) > 1 and bool(node.outputs[1].name),
-            scale="scale" in node.attributes,
-            softcap=attributes.softcap > 0,
+            **vars(base_signature(node, SLIDING_WINDOW_ATTENTION, attributes)),
             loop=left + right + 1 > LOOP_ABOVE,
             bias_rows=bias is not None and (bias.shape is None or len(bias.shape) != 4 or bias.shape[2] != 1),
         )
-
-
-def _layout(node: ir.Node, attributes: Attributes) -> str:
-    for value in node.inputs[:3]:
-        if value is not None and value.shape is not None:
-            if len(value.shape) not in (3, 4):
-                raise InvalidOperands(f"{value.name} of {node.name!r} has shape {value.shape}: must be 3-D or 4-D")
-            return "bhsd" if len(value.shape) == 4 else "bsd"
-    if attributes.q_num_heads:
-        return "bsd"
-    raise InvalidOperands(
-        f"layout of SlidingWindowAttention {node.name!r} is unknown: Q, K, V have no shapes and q_num_heads is absent; "
-        "allowed: 3-D or 4-D; next step: run shape inference, or set the shape of Q"
-    )
 
 
 def function_body(signature: Signature, opset: int = 18) -> ir.Function:
@@ -114,74 +87,18 @@ def function_body(signature: Signature, opset: int = 18) -> ir.Function:
     return _Body(signature, opset).build()
 
 
-class _Body:
+class _Body(AttentionBody):
     """The graph under construction; attributes hold values that several parts use."""
 
     def __init__(self, signature: Signature, opset: int) -> None:
+        super().__init__(SLIDING_WINDOW_ATTENTION, signature, opset)
         self.signature = signature
-        names = [tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs]
-        last = max((names.index(name) for name in signature.optional_inputs), default=2)
-        self.b = b = FunctionBuilder(names[: last + 1], opset)
-        for attribute in SLIDING_WINDOW_ATTENTION.attributes:
-            if attribute.name != "scale" or signature.scale:
-                b.declare(attribute.name, attribute.kind, attribute.default)
-        self._sizes()
-        self._positions()
-        self._window()
-
-    def has(self, name: str) -> bool:
-        """Whether an optional input is present."""
-        return name in self.signature.optional_inputs
-
-    def _sizes(self) -> None:
         b = self.b
-        q, k, v = b.input("Q"), b.input("K"), b.input("V")
-        self.batch = b.dim(q, 0)
-        if self.signature.layout == "bhsd":
-            self.heads, self.kv_heads = b.dim(q, 1), b.dim(k, 1)
-            self.seq_q, self.seq_k = b.dim(q, 2), b.dim(k, 2)
-            self.size, self.v_size = b.dim(q, 3), b.dim(v, 3)
-        else:
-            self.heads, self.kv_heads = b.attribute("q_num_heads"), b.attribute("kv_num_heads")
-            self.seq_q, self.seq_k = b.dim(q, 1), b.dim(k, 1)
-            self.size, self.v_size = b.dim(q, 2) // self.heads, b.dim(v, 2) // self.kv_heads
-        self.group = self.heads // self.kv_heads
         self.batch_axis = b.reshape(b.arange(self.batch), [-1, 1, 1, 1, 1])
         self.kv_axis = b.reshape(b.arange(self.kv_heads), [1, -1, 1, 1, 1])
         self.head_axis = self.kv_axis * self.group + b.reshape(b.arange(self.group), [1, 1, -1, 1, 1])
-        scale = (
-            b.attribute("scale") if self.signature.scale else 1.0 / b.op("Sqrt", b.cast(self.size, ir.DataType.FLOAT))
-        )
-        self.q_factor = scale / b.attribute("softcap") if self.signature.softcap else scale
-        self.q_rows = self._q_rows("Q")
-        self.k_rows, self.v_rows = self._rows("K", self.size), self._rows("V", self.v_size)
-
-    def _rows(self, name: str, size: Expr) -> Expr:
-        """An input as a float32 table of rows of `size`; zero for masked keys, which may hold NaN."""
-        b = self.b
-        x = b.cast(b.input(name), ir.DataType.FLOAT)
-        if name not in ("Q", "global_Q") and (self.has("attn_mask") or self.has("nonpad_kv_seqlen")):
-            x = b.where(self._unmasked(), x, 0.0)
-        return b.reshape(x, [-1, size])
-
-    def _unmasked(self) -> Expr:
-        """Whether each key may be seen at all: (batch, S_k, 1) or (batch, 1, S_k, 1), as K and V are laid out."""
-        b = self.b
-        heads = [1] if self.signature.layout == "bhsd" else []
-        flags = [b.reshape(b.input("attn_mask"), [self.batch, *heads, self.seq_k, 1])] if self.has("attn_mask") else []
-        if self.has("nonpad_kv_seqlen"):
-            length = b.reshape(b.input("nonpad_kv_seqlen"), [-1, *heads, 1, 1])
-            flags.append(b.reshape(b.arange(self.seq_k), [1, *heads, -1, 1]) < length)
-        return flags[0] if len(flags) == 1 else flags[0] & flags[1]
-
-    def _q_rows(self, name: str) -> Expr:
-        return self._rows(name, self.size) * self.q_factor
-
-    def _row_number(self, head: Expr, position: Expr, heads: Expr, length: Expr) -> Expr:
-        """Row in the table of an input with `heads` heads and `length` positions, in the layout of the site."""
-        if self.signature.layout == "bhsd":
-            return (self.batch_axis * heads + head) * length + position
-        return (self.batch_axis * length + position) * heads + head
+        self._positions()
+        self._window()
 
     def _positions(self) -> None:
         """Position of query 0 (offset) and number of valid keys, with axes (batch|1, 1, 1, 1, 1)."""
@@ -241,16 +158,7 @@ class _Body:
         flat = [[b.reshape(part, [-1, self.v_size]) for part in tables[0]]]
         flat += [[b.reshape(part, [-1]) for part in table] for table in tables[1:]]
         y, *lse = (b.concat(parts, 0) for parts in flat)
-        y = b.op("CastLike", y, b.input("Q"))
-        outputs = {}
-        if self.signature.layout == "bhsd":
-            outputs["Y"] = b.op("Gather", y, number)
-        else:
-            ordered = b.op("Gather", y, b.op("Transpose", number, perm=[0, 2, 1]))
-            outputs["Y"] = b.reshape(ordered, [self.batch, self.seq_q, self.heads * self.v_size])
-        if lse:
-            outputs["lse"] = b.op("Gather", lse[0], number)
-        return b.build(SLIDING_WINDOW_ATTENTION.domain, SLIDING_WINDOW_ATTENTION.name, self.signature.overload, outputs)
+        return self.ordered(y, lse, number)
 
     def _place(self) -> Expr:
         """Row of each query in the results of the blocks: (batch, key head, group, 1, S_q)."""
@@ -299,9 +207,9 @@ class _Body:
         queries = b.op("Gather", self.q_rows, self._row_number(self.head_axis, query, self.heads, self.seq_q))
         number = self._row_number(self.kv_axis, key, self.kv_heads, self.seq_k)
         keys, values = b.op("Gather", self.k_rows, number), b.op("Gather", self.v_rows, number)
-        scores = self._cap(b.op("MatMul", queries, b.op("Transpose", keys, perm=[0, 1, 2, 3, 5, 4])))
+        scores = self.cap(b.op("MatMul", queries, b.op("Transpose", keys, perm=[0, 1, 2, 3, 5, 4])))
         sinks = self._per_head("sinks", 6) if self.has("sinks") else None
-        return self._softmax(scores, penalty, values, sinks)
+        return self._attend(scores, penalty, values, sinks)
 
     def _band_penalty(self, key: Expr, in_band: Expr) -> tuple[Expr, Expr]:
         """0 where a band key may be seen, else lowest: (…, block, row, column); and the key clamped to what exists."""
@@ -310,7 +218,10 @@ class _Body:
         key = b.maximum(b.minimum(key, self.seq_k - 1), 0)
         if self.has("attn_mask"):
             valid = valid & self._flag("attn_mask", key)
-        return b.where(b.op("Unsqueeze", valid, [4]) & in_band, 0.0, _LOWEST), key
+        return b.where(b.op("Unsqueeze", valid, [4]) & in_band, 0.0, LOWEST), key
+
+    def _row_number(self, head: Expr, position: Expr, heads: Expr, length: Expr) -> Expr:
+        return self.row_number(self.batch_axis, head, position, heads, length)
 
     def _flag(self, name: str, position: Expr) -> Expr:
         """The (B, S_k) input `name` at positions with axes (batch, …, n)."""
@@ -319,18 +230,12 @@ class _Body:
 
     def _per_head(self, name: str, rank: int) -> Expr:
         """An (H_q,) input as float32, -inf cut to lowest, with axes (1, key head, group, 1, …)."""
-        value = self.b.maximum(self.b.cast(self.b.input(name), ir.DataType.FLOAT), _LOWEST)
-        return self.b.reshape(value, [1, self.kv_heads, self.group, *[1] * (rank - 3)])
-
-    def _cap(self, scores: Expr) -> Expr:
-        if not self.signature.softcap:
-            return scores
-        return self.b.op("Tanh", scores) * self.b.attribute("softcap")  # q_factor divided by it before
+        return self.b.reshape(self.floats(name), [1, self.kv_heads, self.group, *[1] * (rank - 3)])
 
     def _bias(self, query: Expr, left: Expr, right: Expr) -> Expr:
         """`band_bias` moved from the key's index in each row's band to the block's columns."""
         b = self.b
-        bias = b.maximum(b.cast(b.input("band_bias"), ir.DataType.FLOAT), _LOWEST)  # -inf - -inf would be NaN
+        bias = self.floats("band_bias")
         batches, heads, rows = (b.dim(bias, axis) for axis in range(3))
         own_left = b.attribute("left_window_size")
         bias = b.slice(bias, own_left - left, own_left + right + 1, 3)
@@ -354,7 +259,7 @@ class _Body:
         ramp = b.attribute("span_ramp")
         distance = b.cast(b.op("Abs", steps) * b.op("Unsqueeze", self.dilation, [5]), ir.DataType.FLOAT)
         weight = b.op("Clip", (self._per_head("spans", 6) + ramp - distance) / ramp, 0.0, 1.0)
-        penalty = b.maximum(b.op("Log", weight), _LOWEST)
+        penalty = b.maximum(b.op("Log", weight), LOWEST)
         if self.has("global_mask"):
             penalty = b.where(b.op("Unsqueeze", self._flag("global_mask", key), [4]), 0.0, penalty)
         return penalty
@@ -381,7 +286,7 @@ class _Body:
         in_band = (distance >= -(self.left * step)) & (distance <= self.right * step)
         in_band = in_band & b.equal(distance % step, 0)
         seen = b.op("Unsqueeze", self.global_seen, [4]) & ~in_band & (distance <= self.ahead)
-        return b.where(seen, 0.0, _LOWEST)
+        return b.where(seen, 0.0, LOWEST)
 
     def _global_rows(self) -> list[Expr]:
         """Full attention of the global tokens' rows: (batch, key head, group, token, D_v), and lse where needed."""
@@ -390,9 +295,9 @@ class _Body:
         query = b.maximum(b.minimum(self.global_positions - self.offset, self.seq_q - 1), 0)
         number = self._row_number(self.head_axis, query, self.heads, self.seq_q)
         separate = self.has("global_Q")
-        queries = b.op("Gather", self._q_rows("global_Q") if separate else self.q_rows, number)
-        keys = self._rows("global_K", self.size) if separate else self.k_rows
-        values = self._rows("global_V", self.v_size) if separate else self.v_rows
+        queries = b.op("Gather", self.query_rows("global_Q") if separate else self.q_rows, number)
+        keys = self.key_rows("global_K", self.size) if separate else self.k_rows
+        values = self.key_rows("global_V", self.v_size) if separate else self.v_rows
         if self.signature.layout == "bhsd":
             keys = b.op("Transpose", b.reshape(keys, [self.batch, self.kv_heads, self.seq_k, -1]), perm=[0, 1, 3, 2])
             values = b.reshape(values, [self.batch, self.kv_heads, self.seq_k, -1])
@@ -406,10 +311,10 @@ class _Body:
         seen = (key < self.limit) & (key <= b.reshape(self.global_positions, [self.batch, 1, 1, -1, 1]) + self.ahead)
         if self.has("attn_mask"):
             seen = seen & b.reshape(b.input("attn_mask"), [self.batch, 1, 1, 1, self.seq_k])
-        scores = self._cap(b.op("MatMul", queries, keys))
+        scores = self.cap(b.op("MatMul", queries, keys))
         scores = b.reshape(scores, [self.batch, self.kv_heads, self.group, -1, self.seq_k])
         sinks = self._per_head("sinks", 5) if self.has("sinks") else None
-        return self._softmax(scores, b.where(seen, 0.0, _LOWEST), b.op("Unsqueeze", values, [2]), sinks)
+        return self._attend(scores, b.where(seen, 0.0, LOWEST), b.op("Unsqueeze", values, [2]), sinks)
 
     def _place_globals(self, number: Expr, before: Expr) -> Expr:
         """Replace the row numbers of global tokens by those of their own results, which follow `before` others."""
@@ -422,27 +327,7 @@ class _Body:
         own = (self.batch_axis * self.heads + self.head_axis) * self.global_count + rank + before
         return b.where(flag, own, number)
 
-    def _softmax(self, scores: Expr, penalty: Expr, values: Expr, sinks: Expr | None) -> list[Expr]:
-        """Softmax of scores + penalty over the last axis, times `values`; and its log denominator where needed.
-
-        Rows that see nothing become zero. The one operator is faster than its parts (on a CPU 10 against 27 ms for 31
-        million scores), but gives no denominator; ReduceLogSumExp for that alone would take 130 ms.
-        """
-        b = self.b
-        if sinks is None and not self.signature.lse:
-            some = b.reduce("Max", penalty, -1) > _HIDDEN
-            weights = b.op("Softmax", scores + penalty, axis=-1)
-            return [b.op("MatMul", weights, values) * b.cast(some, ir.DataType.FLOAT)]
-        scores = scores + penalty
-        top = b.reduce("Max", scores, -1)
-        if sinks is not None:
-            top = b.maximum(top, sinks)
-        terms = b.op("Exp", scores - top)
-        total = b.reduce("Sum", terms, -1)
-        if sinks is not None:
-            total = total + b.op("Exp", sinks - top)
-        some = top > _HIDDEN
-        y = b.op("MatMul", terms, values) * b.where(some, 1.0 / total, 0.0)
-        if not self.signature.lse:
-            return [y]
-        return [y, b.op("Squeeze", b.where(some, top + b.op("Log", total), -float("inf")), [-1])]
+    def _attend(self, scores: Expr, penalty: Expr, values: Expr, sinks: Expr | None) -> list[Expr]:
+        """Output of every row, and its lse where needed."""
+        weights, factor, lse = self.softmax(scores, penalty, sinks)
+        return [self.b.op("MatMul", weights, values) * factor, *(self.b.op("Squeeze", x, [-1]) for x in lse)]

@@ -9,8 +9,9 @@ from longspan.plugins.functions import attach_function_bodies
 from longspan.plugins.sliding_window_attention.dense_baseline import dense_function_body
 from longspan.plugins.sliding_window_attention.function import Signature
 
+from .function_sites import feeds, session, site
 from .sliding_window_cases import Case, expected
-from .test_function_body import TOLERANCE, feeds, session, site
+from .test_function_body import TOLERANCE
 
 WINDOW = {"left_window_size": 3, "right_window_size": 2}
 

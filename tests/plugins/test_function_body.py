@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,65 +8,26 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from longspan.plugins.errors import InvalidOperands
 from longspan.plugins.functions import attach_function_bodies
-from longspan.plugins.sliding_window_attention.definition import SLIDING_WINDOW_ATTENTION
 from longspan.plugins.sliding_window_attention.function import LOOP_ABOVE, Signature, function_body
 
-from .sliding_window_cases import CASES, Array, Case, expected
+from .function_sites import (
+    feeds,
+    graph,
+    largest_value,
+    node,
+    session,
+    site,
+    types,
+    value,
+    with_float_interface,
+)
+from .sliding_window_cases import CASES, Case, expected
 
 # |V| stays below 4 and scores below 16, whose rounding errors of 2^-24 relative each move a weight.
 TOLERANCE = 4 * 16 * 2.0**-24 * 2
-KINDS = {"attn_mask": "BOOL", "global_mask": "BOOL", "nonpad_kv_seqlen": "INT64", "spans": "FLOAT"}
-
-
-def value(name: str, dtype: ir.DataType, rank: int | None) -> ir.Value:
-    shape = None if rank is None else ir.Shape([f"{name}_{axis}" for axis in range(rank)])
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
-
-
-def site(
-    operands: dict[str, Array],
-    attributes: dict[str, Any],
-    dtype: ir.DataType = ir.DataType.FLOAT,
-    opset: int = 18,
-    lse: bool = True,
-) -> ir.Model:
-    """Model of one node, every axis of its inputs dynamic."""
-    inputs = {
-        name: value(name, ir.DataType[KINDS[name]] if name in KINDS else dtype, array.ndim)
-        for name, array in operands.items()
-    }
-    outputs = [value("Y", dtype, operands["Q"].ndim), value("lse", ir.DataType.FLOAT, 3)][: 1 + lse]
-    return ir.Model(graph(list(inputs.values()), [node(inputs, attributes, outputs)], outputs, opset), ir_version=9)
-
-
-def node(inputs: dict[str, ir.Value], attributes: dict[str, Any], outputs: list[ir.Value]) -> ir.Node:
-    formal = [inputs.get(tensor.name) for tensor in SLIDING_WINDOW_ATTENTION.inputs]
-    converted = ir.convenience.convert_attributes(attributes)
-    return ir.Node("longspan", "SlidingWindowAttention", formal, converted, outputs=outputs)
-
-
-def graph(inputs: list[ir.Value], nodes: list[ir.Node], outputs: list[ir.Value], opset: int = 18) -> ir.Graph:
-    return ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": opset, "longspan": 1}, name="site")
-
-
-def session(model: ir.Model | onnx.ModelProto, **options: Any) -> ort.InferenceSession:
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = 2
-    for name, setting in options.items():
-        setattr(settings, name, setting)
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    return ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-
-
-def feeds(operands: dict[str, Array], dtype: Any = np.float32) -> dict[str, Array]:
-    return {
-        name: array.astype(np.float32 if name == "spans" else dtype) if array.dtype == np.float64 else array
-        for name, array in operands.items()
-    }
 
 
 def named(name: str) -> Case:
@@ -135,21 +95,7 @@ def test_half_precision_only_rounds_inputs_and_output(name: str, dtype: ir.DataT
     operands = feeds(case.operands("bsd"), array_type)
     exact = {name: array.astype(np.float64) if array.dtype.kind in "fV" else array for name, array in operands.items()}
     model = site(operands, case.node_attributes("bsd"), dtype)
-    # onnxruntime's Python interface does not take bfloat16 arrays: let the graph convert.
-    casts = []
-    main = model.graph.node(0)
-    for index, formal in enumerate(main.inputs):
-        if formal is not None and formal.dtype == dtype:
-            formal.dtype = ir.DataType.FLOAT
-            casts.append(ir.Node("", "Cast", [formal], [ir.AttrInt64("to", int(dtype))], name=f"cast_{index}"))
-            main.replace_input_with(index, casts[-1].outputs[0])
-            casts[-1].outputs[0].shape = formal.shape
-    y = main.outputs[0]
-    y.name = "half"
-    casts.append(ir.Node("", "Cast", [y], [ir.AttrInt64("to", 1)], outputs=[value("Y", ir.DataType.FLOAT, 3)]))
-    model.graph.insert_before(main, casts[:-1])
-    model.graph.append(casts[-1])
-    model.graph.outputs[0] = casts[-1].outputs[0]
+    with_float_interface(model, dtype)
     attach_function_bodies(model)
     got, lse = session(model).run(
         None,
@@ -159,26 +105,6 @@ def test_half_precision_only_rounds_inputs_and_output(name: str, dtype: ir.DataT
     half_ulp = float(ml_dtypes.finfo(array_type).eps) / 2
     np.testing.assert_allclose(got, want_y, rtol=half_ulp, atol=TOLERANCE)
     np.testing.assert_allclose(lse, want_lse, rtol=0, atol=TOLERANCE)
-
-
-def largest_value(model: ir.Model | onnx.ModelProto, inputs: dict[str, Array], folder: Path) -> int:
-    """Elements of the largest value that a run produces, nested graphs included."""
-    running = session(
-        model,
-        enable_profiling=True,
-        profile_file_prefix=str(folder / "profile"),
-        graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    )
-    running.run(None, inputs)
-    events = json.loads(Path(running.end_profiling()).read_text())
-    shapes = [
-        shape
-        for event in events
-        for described in event.get("args", {}).get("output_type_shape", [])
-        for shape in described.values()
-    ]
-    assert len(shapes) > 3
-    return max(int(np.prod(shape)) for shape in shapes)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +144,8 @@ def test_sites_share_a_body_and_overloads_keep_apart() -> None:
     """Three sites in a row: two signatures, and attributes that differ at every site."""
     case = named("padding")
     operands = case.operands("bhsd")
-    inputs = {name: value(name, ir.DataType[KINDS.get(name, "FLOAT")], array.ndim) for name, array in operands.items()}
+    elements = types("SlidingWindowAttention")
+    inputs = {name: value(name, elements[name], array.ndim) for name, array in operands.items()}
     steps = [
         {"left_window_size": 3, "right_window_size": 2, "scale": 0.5},
         {"left_window_size": 1, "right_window_size": 0, "scale": 0.25, "dilation": [2, 1]},

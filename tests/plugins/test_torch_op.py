@@ -18,8 +18,8 @@ from longspan.plugins.sliding_window_attention.torch_op import (
 from longspan.plugins.torch_ops import onnx_translation_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .function_sites import session
 from .sliding_window_cases import CASES, Case, expected
-from .test_function_body import session
 
 EVERYTHING = next(case for case in CASES if case.name == "everything")
 
