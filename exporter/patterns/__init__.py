@@ -6,6 +6,7 @@ from .cost import block_of, shares
 from .drawn import Explicit, Random, RandomBlocks
 from .fast_lists import build_lists
 from .lengths import Interval, Lengths, Structure
+from .lowering import PatternLowering, lower_pattern, window_pattern
 from .members import All, Causal, Chunked, Columns, Empty, Fixed, Global, Rows, Spans, Strided, Window
 from .operators import Blocked, Intersection, Not, PerHead, Repeated, Shifted, Sum, Union, UpTo
 from .serial import from_data, from_json, to_data, to_json
@@ -27,6 +28,7 @@ __all__ = [
     "Lengths",
     "Not",
     "Pattern",
+    "PatternLowering",
     "PerHead",
     "Random",
     "RandomBlocks",
@@ -47,7 +49,9 @@ __all__ = [
     "enumerate_lists",
     "from_data",
     "from_json",
+    "lower_pattern",
     "shares",
     "to_data",
     "to_json",
+    "window_pattern",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,29 @@ class Tokens:
     def thresholds(self) -> tuple[int, ...]:
         """Lengths right after which there is a token outside the first ones, or before the last."""
         return tuple(sorted({*(n for n in (self.first, self.last, self.period) if n), *(at + 1 for at in self.at)}))
+
+    def joined(self, other: Tokens) -> Tokens:
+        """The positions of both."""
+        period = math.lcm(max(1, self.period), max(1, other.period)) if self.period or other.period else 0
+        residues = [
+            r + start
+            for each in (self, other)
+            if each.period
+            for r in each.residues
+            for start in range(0, period, each.period)
+        ]
+        first = max(self.first, other.first)
+        return Tokens(first, max(self.last, other.last), (*self.at, *other.at), period, tuple(residues))
+
+    def widened(self, size: int) -> Tokens | None:
+        """The tokens in blocks of `size` at these positions; None where the length decides which they are."""
+        if self.last:
+            return None
+        at, residues = (
+            tuple(p * size + token for p in positions for token in range(size))
+            for positions in (self.at, self.residues)
+        )
+        return Tokens(self.first * size, 0, at, self.period * size, residues)
 
     def describe(self) -> str:
         """The set in words."""
