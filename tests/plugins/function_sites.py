@@ -24,9 +24,9 @@ def value(name: str, dtype: ir.DataType, rank: int | None) -> ir.Value:
 
 def types(op_type: str, dtype: ir.DataType = ir.DataType.FLOAT) -> dict[str, ir.DataType]:
     """Element type of every input of an operator, with `dtype` for its T."""
+    named = {"T": dtype, "float32": ir.DataType.FLOAT}
     return {
-        tensor.name: dtype if tensor.dtype == "T" else ir.DataType[tensor.dtype.upper()]
-        for tensor in operator(op_type).inputs
+        tensor.name: named.get(tensor.dtype) or ir.DataType[tensor.dtype.upper()] for tensor in operator(op_type).inputs
     }
 
 

@@ -3,13 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from longspan.plugins.block_sparse_attention.function import Signature, function_body
 from longspan.plugins.functions import attach_function_bodies
 
-from .block_sparse_cases import CASES, LISTS, Case, expected
+from .block_sparse_cases import CASES, Case, expected
 from .function_sites import Array, feeds, session, site
 
 # |V| stays below 4 and scores below 16, whose rounding errors of 2^-24 relative each move a weight.
