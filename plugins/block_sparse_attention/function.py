@@ -38,8 +38,13 @@ from .definition import BLOCK_SPARSE_ATTENTION, Attributes
 EVEN_UP_TO = 1024
 """Most keys that static lists may name in a row for all rows to be computed at the width of the lists."""
 
-CHUNK = 2**21
-"""Scores that are computed at once, unless a single item has more."""
+CHUNK = 2**20
+"""Scores that are computed at once, unless a single item has more: as many as a CPU's cache holds."""
+
+EVEN_CHUNK = 2**22
+"""The same where all items are computed at one width, as a GPU does it, to which each operator is a launch."""
+
+_STRETCH = 16  # distances in a row of the bias table, where the block size is a multiple
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,10 @@ class _Body(AttentionBody):
         self._lists()
         if self.has("block_masks"):
             self._masks()
-        self.added = {name: self.floats(name) for name in ("sinks", "distance_bias") if self.has(name)}
+        if self.has("distance_bias"):
+            self._bias_rows()
+        if self.has("sinks"):
+            self.sinks = self.floats("sinks")
 
     def _items(self) -> None:
         """Number the items: (batch entry, head with lists of its own or all heads, row of blocks)."""
@@ -219,6 +227,20 @@ class _Body(AttentionBody):
             ids = b.reshape(b.input("block_mask_ids"), [-1])
             self.mask_ids = b.concat([ids, b.op("CastLike", b.constant([-1]), ids)], 0)
 
+    def _bias_rows(self) -> None:
+        """`distance_bias` as a table of stretches: row d of a head holds the distances d, d + 1, ... of some keys.
+
+        Gathering stretches is twice as fast as gathering numbers. They are short, since the table has as many rows as
+        there are distances; the last ones repeat the last distance, which keys behind the end read.
+        """
+        b = self.b
+        bias = self.floats("distance_bias")
+        self.bias_heads, self.distances = b.dim(bias, 0), b.dim(bias, 1)
+        self.stretch = b.where(b.equal(self.wide % _STRETCH, 0), _STRETCH, self.wide)
+        distance = b.reshape(b.arange(self.distances), [-1, 1]) + b.arange(self.stretch)
+        bias = b.op("Gather", bias, b.minimum(distance, self.distances - 1), axis=1)
+        self.bias_rows = b.reshape(bias, [-1, self.stretch])
+
     def build(self) -> ir.Function:
         """Compute all items, and put the rows in order."""
         b = self.b
@@ -235,7 +257,7 @@ class _Body(AttentionBody):
         """Results of all items in order; the last chunk repeats the last item."""
         b = self.b
         width = b.maximum(self.slot_limit, 1)
-        count = b.minimum(b.maximum(b.constant(CHUNK) // self._area(width), 1), self.items)
+        count = b.minimum(b.maximum(b.constant(EVEN_CHUNK) // self._area(width), 1), self.items)
         item = b.arange(count)
         trips = (self.items + count - 1) // count
         results = b.loop(trips, lambda trip: self._chunk(b.minimum(trip * count + item, self.items - 1), width))
@@ -294,7 +316,7 @@ class _Body(AttentionBody):
         values = b.reshape(values, [0, self.key_axis, -1, self.v_size])
         scores = self.cap(b.op("MatMul", queries, b.op("Transpose", keys, perm=[0, 1, 3, 2])))
         scores = b.reshape(scores, [0, 0, self.group_axis, self.rows, -1])
-        sinks = b.op("Gather", self.added["sinks"], at.head) if self.has("sinks") else None
+        sinks = b.op("Gather", self.sinks, at.head) if self.has("sinks") else None
         weights, factor, lse = self.softmax(scores, penalty, sinks)
         y = b.op("MatMul", b.reshape(weights, [0, 0, self.group_axis * self.rows, -1]), values)
         return [b.reshape(y, [0, 0, self.group_axis, self.rows, -1]) * factor, *lse]
@@ -345,10 +367,10 @@ class _Body(AttentionBody):
                 allowed = allowed & ~b.equal(k_position, q_position)
         if not self.has("distance_bias"):
             return b.where(allowed, 0.0, LOWEST)
-        bias = self.added["distance_bias"]
-        head, distances = self._shared(at.head, b.dim(bias, 0)), b.dim(bias, 1)
-        number = head * distances + (at.key - at.query + (self.seq_q - 1))
-        return b.where(allowed, b.op("Gather", b.reshape(bias, [-1]), number), LOWEST)
+        keys = b.op("Gather", b.reshape(at.key, [0, 0, 0, 0, -1, self.stretch]), 0, axis=5)
+        distance = keys - at.query + (self.seq_q - 1)
+        bias = b.op("Gather", self.bias_rows, self._shared(at.head, self.bias_heads) * self.distances + distance)
+        return b.where(allowed, b.reshape(bias, [0, 0, 0, 0, -1]), LOWEST)
 
     def _positions(self, name: str, batch: Expr, head: Expr, index: Expr) -> Expr:
         b = self.b
