@@ -133,7 +133,7 @@ def test_near_misses_need_lists(pattern: Pattern, words: str) -> None:
 
 def test_block_size_and_heads() -> None:
     bird = lower_pattern(systems.big_bird(16, 3))
-    assert bird.attributes == {"q_block_size": 64, "kv_block_size": 64} and "blocks of 64" in bird.reason
+    assert bird.attributes == {"q_block_size": 16, "kv_block_size": 16} and "blocks of 16" in bird.reason
     assert lower_pattern(systems.big_bird(16, 3), block_size=32).attributes["q_block_size"] == 32
     dilated = systems.sliding_window(4, 4, dilation=(1, 2))
     assert lower_pattern(dilated, heads=5).attributes["dilation"] == [1, 2, 1, 2, 1]
