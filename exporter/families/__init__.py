@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base import Family
+from .bigbird import BIGBIRD
 from .declared_windows import DECLARED_WINDOWS
 from .gpt_neo import GPT_NEO
 from .led import LED
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
 
-FAMILIES: tuple[Family, ...] = (LONGFORMER, LED, LONGT5, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
+FAMILIES: tuple[Family, ...] = (LONGFORMER, LED, LONGT5, BIGBIRD, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
 """Every adapter; the first that finds a site in a model is used."""
 
 __all__ = ["FAMILIES", "Family", "family_by_name", "find_family"]
