@@ -87,8 +87,8 @@ def shares(pattern: Pattern, length: int, unit: int) -> npt.NDArray[np.float64]:
 def block_of(pattern: Pattern) -> int:
     """A block size that suits a pattern: one whose lists have few partial blocks, and few kinds of blocks.
 
-    A size that divides the pattern's own blocks, so that no block of a list straddles them; without such blocks, or where
-    they are small, a whole number of the pattern's periods, in whole bytes of a mask where possible; else 64.
+    A size that divides the pattern's own blocks, so that no block of a list straddles them; without such blocks, or
+    where they are small, a whole number of the pattern's periods, in whole bytes of a mask where possible; else 64.
     """
     own = math.gcd(*_block_sizes(pattern))
     if own >= _SMALLEST_BLOCK:
