@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,3 +154,9 @@ def test_the_operator_sees_what_the_pattern_says() -> None:
         zeros, zeros, values, attributes=Attributes.from_mapping(lowering.attributes), global_mask=mask
     )
     np.testing.assert_array_equal(out[0] > 0, pattern.dense(lengths) > 0)
+
+
+def test_the_page_says_what_happens() -> None:
+    page = Path(__file__).parents[3] / "docs" / "patterns.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert tried >= 7 and not failed
