@@ -2,6 +2,7 @@
 
 from .base import Pattern
 from .block_lists import BlockLists, Widths, enumerate_lists
+from .block_table import BlockTable, block_table
 from .cost import block_of, shares
 from .drawn import Explicit, Random, RandomBlocks
 from .fast_lists import build_lists
@@ -15,6 +16,7 @@ from .tokens import Tokens
 __all__ = [
     "All",
     "BlockLists",
+    "BlockTable",
     "Blocked",
     "Causal",
     "Chunked",
@@ -45,6 +47,7 @@ __all__ = [
     "Widths",
     "Window",
     "block_of",
+    "block_table",
     "build_lists",
     "enumerate_lists",
     "from_data",
