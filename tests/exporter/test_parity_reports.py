@@ -188,7 +188,7 @@ def test_saved_reports_that_cannot_be_judged(good: CheckReport, tmp_path: Path, 
     for text, message in (
         ("x", "is not JSON"),
         ("{}", "schema version None"),
-        ('{"schema_version": 2}', "is not a report"),
+        ('{"schema_version": 3}', "is not a report"),
     ):
         file.write_text(text)
         with pytest.raises(InvalidRequest, match=message):

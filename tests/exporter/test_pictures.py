@@ -12,14 +12,15 @@ import pytest
 from longspan.exporter.errors import EnvironmentLacks
 from longspan.exporter.inspection import Inspection, SiteReport
 from longspan.exporter.masks import mask_of
-from longspan.exporter.pictures import BAND, GLOBAL, UNSEEN, draw_png, panels, picture_lines
+from longspan.exporter.pictures import draw_png, panels, picture_lines
+from longspan.exporter.site_kind import GLOBAL, SEEN, UNSEEN
 from longspan.exporter.sites import AttentionSite
 
 
 def report(layer: int, global_mask: bool = False, **attributes: Any) -> SiteReport:
     inputs = ("Q", "K", "V", *(["global_mask"] if global_mask else []))
     site = AttentionSite("node", f"layer.{layer}", "SlidingWindowAttention", inputs, attributes, "family x")
-    return SiteReport(site, 4, 4, 8, 8, 0.125, 1, 8, 0.875)
+    return SiteReport(site, 4, 4, 8, 8, 0.125, 1, 8, 0.875, 4096)
 
 
 def inspection(*sites: SiteReport, **changes: Any) -> Inspection:
@@ -39,20 +40,20 @@ def test_each_pattern_is_drawn_once_at_one_scale() -> None:
         ("layer 1", "63 left, 0 right, causal"),
     ]
     assert scale.unit == 32
-    assert (drawn[0].cells[32] == BAND).sum() == 17 and (drawn[1].cells[32] == BAND).sum() == 3
+    assert (drawn[0].cells[32] == SEEN).sum() == 17 and (drawn[1].cells[32] == SEEN).sum() == 3
     assert not np.triu(drawn[1].cells, 1).any()
 
 
 def test_small_windows_are_drawn_pair_by_pair() -> None:
     (panel,), scale = panels(inspection(report(0, **SMALL)), 24)
     assert scale.unit == 1
-    np.testing.assert_array_equal(panel.cells == BAND, mask_of(SMALL, 24)[0])
+    np.testing.assert_array_equal(panel.cells == SEEN, mask_of(SMALL, 24)[0])
 
 
 def test_global_tokens_are_marked_apart_and_one_stands_for_an_unknown_number() -> None:
     (panel,), _ = panels(inspection(report(0, global_mask=True, **SMALL)), 24)
     assert (panel.cells[10:, 0] == GLOBAL).all() and (panel.cells[0, 3:] == GLOBAL).all()
-    assert panel.cells[0, 0] == BAND and panel.cells[10, 1] == UNSEEN and "global tokens" in panel.pattern
+    assert panel.cells[0, 0] == SEEN and panel.cells[10, 1] == UNSEEN and "global tokens" in panel.pattern
     (panel,), _ = panels(inspection(report(0, global_mask=True, **SMALL), global_tokens=3), 24)
     assert (panel.cells[10, :3] == GLOBAL).all()
 
