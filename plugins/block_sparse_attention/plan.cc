@@ -7,7 +7,7 @@ namespace longspan::block_sparse {
 namespace {
 
 // What packing a key costs, in pairs of a query and a key.
-constexpr int64_t kPackCost = 3;
+constexpr int64_t kPackCost = 8;
 
 // First and last + 1 of the bits set below `columns`, and whether some between are not.
 MaskRow ReadMaskRow(const uint8_t* bits, int64_t columns) {
@@ -48,7 +48,6 @@ class Planner {
       plan_.batches.push_back(ReadPadding(shapes_, problem_.inputs[kNonpadKvSeqlen], problem_.inputs[kAttnMask], b));
     }
     ReadMasks();
-    ReadBias();
     for (int64_t b = 0; b < shapes_.batch; ++b) {
       for (int64_t head = 0; head < shapes_.q_num_heads;) {
         // Heads that share a tile: of one group, with the same lists, and not more than the tile has rows.
@@ -78,15 +77,6 @@ class Planner {
       for (int64_t r = 0; r < plan_.mask_rows; ++r) {
         plan_.masks.push_back(ReadMaskRow(bits + (mask * shape[1] + r) * shape[2], columns));
       }
-    }
-  }
-
-  void ReadBias() {
-    if (!problem_.input_shapes[kDistanceBias]) return;
-    const Shape& shape = *problem_.input_shapes[kDistanceBias];
-    plan_.bias.resize(static_cast<size_t>(shape[0] * shape[1]));
-    for (size_t i = 0; i < plan_.bias.size(); ++i) {
-      plan_.bias[i] = LoadElement(problem_.inputs[kDistanceBias], static_cast<int64_t>(i), problem_.type) * cpu::kLog2E;
     }
   }
 
