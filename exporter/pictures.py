@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import EnvironmentLacks, InvalidRequest
 from .inspection import Inspection, SiteReport
 from .masks import Scale, scale_for
+from .patterns import Lengths, Pattern
+from .recorded_patterns import picture_of
 from .site_groups import fold_alike, name_of
 from .site_kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells, Unknown
 
@@ -257,6 +259,39 @@ def picture_lines(inspection: Inspection, width: int, encoding: str) -> list[str
         InvalidRequest: no site can be drawn.
     """
     drawn, scale = panels(inspection, TEXT_CELLS)
+    return _side_by_side(drawn, explain_scale(scale, inspection), width, encoding)
+
+
+def pattern_lines(pattern: Pattern, width: int = 80, encoding: str = "utf-8", limit: int | None = None) -> list[str]:
+    """A pattern in characters, one picture per kind of head; for patterns that no model has yet.
+
+    Args:
+        pattern: The pattern.
+        width: Characters per line.
+        encoding: As for `picture_lines`.
+        limit: Tokens to show at most, unless a cell per token does; None shows what the pattern's thresholds ask for.
+
+    Raises:
+        InvalidRequest: the pattern is for other lengths than the picture's.
+    """
+    scale = scale_for(2 * max(pattern.thresholds, default=0), TEXT_CELLS, limit)
+    heads: dict[Pattern, list[int]] = {}
+    for head, own in enumerate(pattern.by_head()):
+        heads.setdefault(own, []).append(head)
+    drawn = [
+        Panel(
+            _heads(alike) if len(heads) > 1 else "",
+            own.describe(),
+            own.density(Lengths.of(scale.length)),
+            picture_of(own, scale)[0],
+        )
+        for own, alike in heads.items()
+    ]
+    cell = "one query and one key" if scale.unit == 1 else f"{scale.unit} queries and {scale.unit} keys"
+    return _side_by_side(drawn, f"{scale.length:,} tokens, each cell {cell}", width, encoding)
+
+
+def _side_by_side(drawn: Sequence[Panel], explained: str, width: int, encoding: str) -> list[str]:
     plain = not _can_show(_BLOCKS + "┌─┐│└┘–…", encoding)
     blocks = [_block(panel, plain) for panel in drawn]
     # A frame and one space: three stand side by side in 80 columns.
@@ -269,7 +304,7 @@ def picture_lines(inspection: Inspection, width: int, encoding: str) -> list[str
         padded = [[" " * (TEXT_CELLS + 2)] * (tallest - len(block)) + block for block in row]
         lines += [" ".join(parts).rstrip() for parts in zip(*padded, strict=True)]
         lines.append("")
-    lines += textwrap.wrap(explain_scale(scale, inspection), width)
+    lines += textwrap.wrap(explained, width)
     return [line.replace("–", "-").replace("…", "...") for line in lines] if plain else lines
 
 

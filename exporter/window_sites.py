@@ -9,7 +9,8 @@ import numpy as np
 from ..plugins.attention.operands import Shapes
 from ..plugins.sliding_window_attention.definition import Attributes, cost
 from .masks import Scale, sketch
-from .recorded_patterns import picture_of, terms_of
+from .patterns import Lengths
+from .recorded_patterns import picture_of
 from .site_kind import GLOBAL, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Work, beyond, prime_from
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class WindowSites(SiteKind):
         recorded = site.recorded
         if recorded is None or {"global_mask", "spans"} & set(site.inputs):
             return Work(length, banded, banded, pairs)
-        counted = terms_of(recorded, length, heads)
+        counted = recorded.terms(Lengths.of(length), heads)
         if graph.rows(site, length) != length:
             return Work(length, counted, counted, pairs)
         notes = [] if counted == banded else [f"its band counts {banded:,} pairs, the pattern recorded {counted:,}"]

@@ -18,7 +18,6 @@ from longspan.exporter.patterns import (
     Window,
     build_lists,
 )
-from longspan.exporter.recorded_patterns import terms_of
 from longspan.plugins import InvalidOperands
 from longspan.plugins.block_sparse_attention.definition import Attributes
 
@@ -95,7 +94,7 @@ def test_lists_of_a_pattern_count_what_the_pattern_does(pattern: Pattern, length
     counts = pattern.dense(lengths)
     assert [lists.terms(head) for head in range(lists.heads)] == counts.sum((1, 2)).tolist()
     assert lists.differs_from(pattern) == ""
-    assert terms_of(pattern, length, 4) == 4 // len(counts) * counts.sum()
+    assert pattern.terms(lengths, 4) == 4 // len(counts) * counts.sum()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -12,7 +12,8 @@ import pytest
 from longspan.exporter.errors import EnvironmentLacks
 from longspan.exporter.inspection import Inspection, SiteReport
 from longspan.exporter.masks import mask_of
-from longspan.exporter.pictures import draw_png, panels, picture_lines
+from longspan.exporter.patterns import Causal, PerHead, Window, systems
+from longspan.exporter.pictures import draw_png, panels, pattern_lines, picture_lines
 from longspan.exporter.site_kind import GLOBAL, SEEN, UNSEEN
 from longspan.exporter.sites import AttentionSite
 
@@ -118,3 +119,16 @@ def test_panels_stand_side_by_side_as_far_as_they_fit() -> None:
         lines = picture_lines(sites, width, "utf-8")
         assert max(line.count("┌") for line in lines) == side_by_side
         assert sum(line.count("┌") for line in lines) == 4
+
+
+def test_a_pattern_without_a_model_is_drawn() -> None:
+    lines = pattern_lines(PerHead((Causal(), Window(2, 0), Causal())), width=60)
+    assert "heads 0,2" in lines[0] and "head 1" in lines[0] and "causal" in lines[1]
+    assert lines[-1] == "24 tokens, each cell one query and one key"
+    assert max(map(len, lines)) <= 60
+    body = [line[1:25] for line in lines if line.startswith("│")]
+    # Two rows of a triangle in a line.
+    assert body == [("█" * row + "▄").ljust(24) for row in range(1, 24, 2)]
+    plain = pattern_lines(systems.big_bird(64), encoding="ascii")
+    assert plain[-1] == "768 tokens, each cell 32 queries and 32 keys" and all(map(str.isascii, plain))
+    assert pattern_lines(systems.big_bird(64), limit=100)[-1].startswith("96 tokens")

@@ -108,7 +108,7 @@ def test_one_band(pattern: Pattern, attributes: dict[str, Any], tokens: Tokens |
 @pytest.mark.parametrize(
     "pattern, words",
     [
-        (Window(4, 4) | Strided(8), "window of 4 left, 4 right ∪ every 8 tokens from the query is none"),
+        (Window(4, 4) | Strided(8), "window of 4 left, 4 right or every 8 tokens from the query is none"),
         (Window(4, 4) | Global(2, rows=False), "not those that every query sees"),
         ((Window(4, 4) | Global(2)) & Window(9, 9), "cuts global tokens"),
         (Window(4, 2) | Global(2) & Causal(), "only a part of .* is causal"),
