@@ -7,8 +7,8 @@ An `Expr` is a value of the graph being built; arithmetic on it adds nodes::
     body.reshape(body.input("X"), [rows // 4, 4, -1])
 
 Python numbers become constants: int64 for an int, float32 for a float. What was written before, in this graph or one
-around it, is not computed again. Every value gets a name that is unique in the
-function, nested graphs included, since those see the values of the graphs around them.
+around it, is not computed again. Every value gets a name that is unique in the function, nested graphs included, since
+those see the values of the graphs around them.
 """
 
 from __future__ import annotations
