@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..runtime_names import INLINED
+
 START = time.perf_counter()
 
 FEWEST_SAMPLES = 3
@@ -23,9 +25,6 @@ FEWEST_SAMPLES = 3
 
 _SGEMM_S = 1.0
 """Time that must be left for the matrix product; it takes about a quarter of it."""
-
-_INLINED = "_inlfunc_"
-"""ONNX Runtime's prefix for the nodes of a function that it has expanded."""
 
 
 def main() -> None:
@@ -205,7 +204,7 @@ def _executed(profile: Path, kernel_operators: list[str]) -> dict[str, Any]:
     nodes: dict[str, dict[str, int]] = {}
     time_us = {"run": run["dur"], "attention": 0, "matmul": 0, "other": 0}
     kernel_nodes = 0
-    expanded = tuple(_INLINED + operator for operator in kernel_operators)
+    expanded = tuple(INLINED + operator for operator in kernel_operators)
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < run["ts"]:
             continue

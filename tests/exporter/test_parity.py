@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from longspan.exporter.manifest import sha256_of
 from longspan.exporter.parity import CheckReport
 from longspan.exporter.parity.inputs import load_feeds
 from longspan.exporter.parity.saved import load, to_json
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Copy = Callable[[Path], Path]
 
@@ -44,15 +46,6 @@ def fix_hash(bundle: Path) -> Path:
     data["files"][MODEL_FILE] = sha256_of(bundle / MODEL_FILE)
     (bundle / MANIFEST_FILE).write_text(json.dumps(data))
     return bundle
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small run faster in one thread, above all beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
