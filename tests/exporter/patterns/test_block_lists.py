@@ -49,7 +49,7 @@ def test_the_fast_builder_is_the_slow_one(pattern: Pattern, lengths: Lengths, si
     check(pattern, lengths, size_q, size_k)
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=100)
 @given(st.data(), any_lengths(), block_sizes, block_sizes)
 def test_with_explicit_parts(data: st.DataObject, lengths: Lengths, size_q: int, size_k: int) -> None:
     explicit, other = data.draw(explicit_for(lengths)), data.draw(members)
