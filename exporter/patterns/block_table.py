@@ -130,7 +130,9 @@ class Width:
 
     def slots(self, columns: int) -> int:
         """Slots for `columns` blocks of keys, which may be symbolic."""
-        return (columns + self.period - 1) // self.period * self.listings + self.more
+        periods = (columns + self.period - 1) // self.period
+        # A bounded width is no function of a symbolic number.
+        return periods * self.listings + self.more if self.listings else self.more
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +194,6 @@ class BlockTable:
         count = len(self.head_entries) if heads is None else heads
         return tuple(self.head_entries[head % len(self.head_entries)] for head in range(count))
 
-    def listed_pairs(self, length: int) -> int:
-        """Pairs of all blocks listed in a text of `length` tokens and all heads: what a kernel computes."""
-        found = self.entries[:, self.kinds.numbers(Lengths.of(length))]
-        per_entry = (found != UNLISTED).sum((1, 2, 3))
-        return int(per_entry[list(self.head_entries)].sum()) * self.kinds.size**2
-
 
 def _slots(
     found: npt.NDArray[np.int32], listed: npt.NDArray[np.bool_], width: Width
@@ -227,7 +223,7 @@ def block_table(pattern: Pattern, size: int) -> BlockTable:
             message says why.
     """
     check_sizes(size, size)
-    kinds = _kinds(pattern, size)
+    kinds = block_kinds(pattern, size)
     by_head = pattern.by_head()
     different = list(dict.fromkeys(by_head))
     masks: dict[bytes, int] = {}
@@ -243,7 +239,12 @@ def block_table(pattern: Pattern, size: int) -> BlockTable:
     return table
 
 
-def _kinds(pattern: Pattern, size: int) -> BlockKinds:
+def block_kinds(pattern: Pattern, size: int) -> BlockKinds:
+    """The kinds of blocks that a `block_table` has; cheap, unlike the table.
+
+    Raises:
+        InvalidRequest: there is no table, or one that is too large; the message says why.
+    """
     structure = pattern.structure
     if structure is None:
         raise InvalidRequest(

@@ -6,13 +6,20 @@ Written apart from `BlockTable.lists` and tested to be equal to it. Nothing here
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from .base import Pattern
+from .block_lists import BlockLists
 from .block_table import FULL, BlockKinds, BlockTable, Width
+from .fast_lists import build_lists
+from .lengths import Lengths
 
 _TRACED: weakref.WeakKeyDictionary[Any, dict[Any, dict[str, torch.Tensor]]] = weakref.WeakKeyDictionary()
 """Lists of each trace that is under way, so that a model's layers share them."""
@@ -34,15 +41,47 @@ def traced_lists(table: BlockTable, seq_q: int, seq_k: int, heads: int, device: 
         int32 lists by the names of the operator's inputs, with masks where any block needs one; equal to
         ``table.lists(Lengths(seq_q, seq_k), heads)``.
     """
+    lengths = tuple(str(length.node.expr) if isinstance(length, torch.SymInt) else length for length in (seq_q, seq_k))
+    return _shared((table, lengths, heads, str(device)), lambda: _lists(table, seq_q, seq_k, heads, device))
+
+
+def constant_lists(pattern: Pattern, lengths: Lengths, size: int, heads: int, device: Any) -> dict[str, torch.Tensor]:
+    """The list inputs of BlockSparseAttention for one pair of lengths; a trace that needs them takes them as constants.
+
+    Args:
+        pattern: Any pattern.
+        lengths: The lengths.
+        size: Tokens in a block.
+        heads: Query heads of the attention.
+        device: Where the lists are wanted.
+
+    Raises:
+        InvalidRequest: the pattern is for other lengths.
+    """
+
+    def make() -> dict[str, torch.Tensor]:
+        lists = _built(pattern, lengths, size, heads).inputs()
+        return {name: torch.from_numpy(array).to(device) for name, array in lists.items()}
+
+    return _shared((pattern, lengths, size, heads, str(device)), make)
+
+
+@functools.lru_cache(maxsize=16)
+def _built(pattern: Pattern, lengths: Lengths, size: int, heads: int) -> BlockLists:
+    lists = build_lists(pattern, lengths, size, size, heads=heads)
+    # torch wants arrays that it may write to.
+    return dataclasses.replace(lists, block_masks=lists.block_masks.copy())
+
+
+def _shared(key: Any, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What `make` returns, once per trace."""
     mode = get_proxy_mode()
     if mode is None:
-        return _lists(table, seq_q, seq_k, heads, device)
-    shared = _TRACED.setdefault(mode.tracer, {})
-    lengths = tuple(str(length.node.expr) if isinstance(length, torch.SymInt) else length for length in (seq_q, seq_k))
-    key = (table, lengths, heads, str(device))
-    if key not in shared:
-        shared[key] = _lists(table, seq_q, seq_k, heads, device)
-    return shared[key]
+        return make()
+    made = _TRACED.setdefault(mode.tracer, {})
+    if key not in made:
+        made[key] = make()
+    return made[key]
 
 
 def _lists(table: BlockTable, seq_q: int, seq_k: int, heads: int, device: Any) -> dict[str, torch.Tensor]:
