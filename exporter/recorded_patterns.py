@@ -9,7 +9,7 @@ import numpy as np
 from .errors import InvalidRequest
 from .masks import Scale
 from .patterns import Pattern, from_json, shares
-from .site_kind import PARTLY, SEEN, UNSEEN, Cells
+from .site_kind import PARTLY, SEEN, UNSEEN, Cells, Unknown
 
 
 @functools.lru_cache(maxsize=64)

@@ -22,7 +22,7 @@ def lists_for(rows):
     row = torch.arange(rows, dtype=torch.int32)
     slot = torch.arange(3, dtype=torch.int32)
     blocks = torch.where(slot == 0, 0, torch.clamp(row[:, None] - 2, min=0) + slot)
-    counts = torch.clamp(row + {first}, max=3)
+    counts = torch.clamp(row + 1, max=3)
     return counts[None, None], blocks[None, None].to(torch.int32)
 
 
@@ -66,14 +66,13 @@ def fixed():
 """
 
 
-def write_factory(folder: Path, pattern: str = to_json(PATTERN), first: int = 1) -> Path:
+def write_factory(folder: Path, pattern: str = to_json(PATTERN)) -> Path:
     """Write a file with the factories ``computed`` (lists computed from the length) and ``fixed`` (for 32 tokens).
 
     Args:
         folder: Where to write.
         pattern: What each site records.
-        first: Blocks that the first row lists; 1 is what `PATTERN` says.
     """
     file = folder / "block_sparse_model.py"
-    file.write_text(_FACTORY.format(pattern=pattern, first=first))
+    file.write_text(_FACTORY.format(pattern=pattern))
     return file
