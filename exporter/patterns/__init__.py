@@ -11,6 +11,7 @@ from .lowering import PatternLowering, lower_pattern, window_pattern
 from .members import All, Causal, Chunked, Columns, Empty, Fixed, Global, Rows, Spans, Strided, Window
 from .operators import Blocked, Intersection, Not, PerHead, Repeated, Shifted, Sum, Union, UpTo
 from .serial import from_data, from_json, to_data, to_json
+from .tabulated import Tabulated
 from .tokens import Tokens
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Strided",
     "Structure",
     "Sum",
+    "Tabulated",
     "Tokens",
     "Union",
     "UpTo",
