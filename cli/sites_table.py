@@ -179,7 +179,7 @@ def pattern_lines(reports: Sequence[SiteReport]) -> list[str]:
     from ..exporter.site_groups import fold_alike, name_of
 
     names = [name_of(report.site) for report in reports]
-    told = [(report.site.pattern if report.site.recorded else "", report.notes) for report in reports]
+    told = [(found.describe() if (found := report.site.recorded) else "", report.notes) for report in reports]
     layers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for found in fold_alike(names, told):
         layers.setdefault(told[found.members[0]], []).append(found.label)

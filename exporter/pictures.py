@@ -77,6 +77,8 @@ def panels(inspection: Inspection, cells: int) -> tuple[tuple[Panel, ...], Scale
     for fold in folds:
         report = reports[fold.members[0]]
         words = report.site.pattern + (", global tokens" if "global_mask" in report.site.inputs else "")
+        if not report.site.lists and (recorded := report.site.recorded):
+            words += f" ({recorded.describe()})"
         try:
             drawn = report.site.kind.picture(report.site, inspection.graph, scale, max(1, inspection.global_tokens))
         except Unknown as error:

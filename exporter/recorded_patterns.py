@@ -27,8 +27,11 @@ def picture_of(pattern: Pattern, scale: Scale) -> list[Cells]:
     """A pattern drawn small, one picture per head that differs: a cell is seen whole, partly or not at all.
 
     Raises:
-        InvalidRequest: the pattern is for other lengths.
+        Unknown: the pattern is for other lengths.
     """
-    counted = shares(pattern, scale.length, scale.unit)
+    try:
+        counted = shares(pattern, scale.length, scale.unit)
+    except InvalidRequest as error:
+        raise Unknown(f"the pattern recorded cannot be drawn for {scale.length:,} tokens: {error}") from error
     cells = np.where(counted == 1, SEEN, np.where(counted > 0, PARTLY, UNSEEN)).astype(np.uint8)
     return list(cells)

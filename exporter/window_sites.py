@@ -8,10 +8,11 @@ import numpy as np
 
 from ..plugins.attention.operands import Shapes
 from ..plugins.sliding_window_attention.definition import Attributes, cost
+from .errors import InvalidRequest
 from .masks import Scale, sketch
 from .patterns import Lengths
 from .recorded_patterns import picture_of
-from .site_kind import GLOBAL, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Work, beyond, prime_from
+from .site_kind import GLOBAL, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Unknown, Work, beyond, prime_from
 
 if TYPE_CHECKING:
     from .site_graph import SiteGraph, Sizes
@@ -95,7 +96,10 @@ class WindowSites(SiteKind):
         recorded = site.recorded
         if recorded is None or {"global_mask", "spans"} & set(site.inputs):
             return Work(length, banded, banded, pairs)
-        counted = recorded.terms(Lengths.of(length), heads)
+        try:
+            counted = recorded.terms(Lengths.of(length), heads)
+        except InvalidRequest as error:
+            raise Unknown(f"the pattern recorded cannot be counted for {length:,} tokens: {error}") from error
         if graph.rows(site, length) != length:
             return Work(length, counted, counted, pairs)
         notes = [] if counted == banded else [f"its band counts {banded:,} pairs, the pattern recorded {counted:,}"]

@@ -19,9 +19,10 @@ from longspan.exporter.lowering import lower
 from longspan.exporter.masks import Scale
 from longspan.exporter.parity.cases import sweep_lengths
 from longspan.exporter.parity.report import CheckReport
-from longspan.exporter.patterns import Chunked, Explicit, Lengths, Pattern, PerHead, Window, to_json
+from longspan.exporter.patterns import Causal, Chunked, Explicit, Lengths, Pattern, PerHead, Window, to_json
 from longspan.exporter.pictures import panels
 from longspan.exporter.reports.check_page import check_page
+from longspan.exporter.site_graph import SiteGraph, Sizes
 from longspan.exporter.site_kind import PARTLY, SEEN, UNSEEN, Unknown
 from longspan.exporter.sites import AttentionSite
 from longspan.exporter.throughput.benchmark import _attention
@@ -259,3 +260,36 @@ def test_bench_counts_the_blocks_at_each_length(bundle: Path) -> None:
     assert work.flops(1, 32) == 2 * (1 + 2 + 3 + 3) * 64 * 2 * 2 * 32
     assert work.flops(3, 64) == 3 * 2 * (1 + 2 + 6 * 3) * 64 * 2 * 2 * 32
     assert _attention(opened.manifest).startswith("2 x BlockSparseAttention (")
+
+
+class Chunks(SiteGraph):
+    """A graph whose site sees chunks of the text as rows of a larger batch, as Llama 4's does, or the text itself."""
+
+    def __init__(self, rows: int | None) -> None:
+        self._rows = rows
+
+    def sizes(self, site: AttentionSite) -> Sizes:
+        return Sizes(4, 2, 8, 8)
+
+    def rows(self, site: AttentionSite, length: int) -> int | None:
+        return self._rows
+
+
+def test_windows_in_chunks_are_counted_and_drawn_by_what_was_recorded() -> None:
+    pattern = Chunked(8) & Causal()
+    attributes = {"left_window_size": 7, "right_window_size": 0, "is_causal": 1}
+    chunks = AttentionSite(
+        "node", "layer.0", "SlidingWindowAttention", ("Q", "K", "V"), attributes, "family x", (), to_json(pattern)
+    )
+    counts = pattern.dense(Lengths.of(100))[0]
+    work = chunks.kind.work(chunks, Chunks(None), 100, 0)
+    assert (work.terms, work.computed, work.notes) == (4 * counts.sum(), 4 * counts.sum(), ())
+    (picture,) = chunks.kind.picture(chunks, Chunks(None), Scale(24, 1), 0)
+    np.testing.assert_array_equal(picture == SEEN, pattern.dense(Lengths.of(24))[0] > 0)
+    # On the text itself the band is what is computed, and the record is wrong.
+    work = chunks.kind.work(chunks, Chunks(100), 100, 0)
+    band = 100 * 8 - 7 * 8 // 2
+    assert work.terms == 4 * band
+    assert work.notes == (f"its band counts {4 * band:,} pairs, the pattern recorded {4 * counts.sum():,}",)
+    right = dataclasses.replace(chunks, pattern_json=to_json(Window(7, 0)))
+    assert right.kind.work(right, Chunks(100), 100, 0).notes == ()
