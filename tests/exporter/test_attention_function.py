@@ -248,7 +248,7 @@ def test_heads_in_groups_are_bands_where_they_can_be() -> None:
     nodes = longspan_nodes(traced(PATTERNS["two groups"]).model)
     assert [node.op_type for node in nodes] == ["SlidingWindowAttention"] * 4
     assert [node.attributes["left_window_size"].as_int() for node in nodes[::2]] == [16, 16]
-    assert [node.attributes["dilation"].as_ints() for node in nodes[1::2]] == [[16], [16]]
+    assert [node.attributes["dilation"].as_ints() for node in nodes[1::2]] == [(16,), (16,)]
     assert from_json(nodes[0].metadata_props["longspan.pattern"]) == Window(16, 0)
 
 
