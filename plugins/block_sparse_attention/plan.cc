@@ -93,12 +93,18 @@ class Planner {
     return plan_.lists.partial.At(b, head, block).count + plan_.lists.full.At(b, head, block).count;
   }
 
-  // Marks the blocks that one row lists; returns how many were not marked before.
+  // Marks the blocks that one row lists and that hold a key for it; returns how many were not marked before.
   int64_t Mark(std::vector<int64_t>* marks, int64_t mark, int64_t b, int64_t head, int64_t block) const {
+    const KeyPadding& padding = plan_.batches[static_cast<size_t>(b)];
+    int64_t end = padding.length;
+    if (attributes_.is_causal && !problem_.input_shapes[kQPositions]) {
+      end = std::min(end, padding.offset + std::min((block + 1) * attributes_.q_block_size, shapes_.seq_q));
+    }
     int64_t fresh = 0;
     for (const BlockList* list : {&plan_.lists.partial, &plan_.lists.full}) {
       const BlockList::Row row = list->At(b, head, block);
       for (int64_t slot = 0; slot < row.count; ++slot) {
+        if (row.indices[slot] * attributes_.kv_block_size >= end) continue;
         int64_t& seen = (*marks)[static_cast<size_t>(row.indices[slot])];
         fresh += seen != mark;
         seen = mark;
