@@ -112,6 +112,11 @@ class BlockSparseSites(SiteKind):
             "batch, and counts no key twice"
         )
 
+    @property
+    def growth(self) -> str:
+        """Nothing is computed of a block that is not listed."""
+        return "linear in the blocks listed"
+
     def work(self, site: AttentionSite, graph: SiteGraph, length: int, global_tokens: int) -> Work:
         """What the lists say that the graph computes; compared with the recorded pattern where there is one."""
         if site.lists == GIVEN:

@@ -17,6 +17,6 @@ def lower(site: AttentionSite) -> AttentionSite:
         Rung("standard op", False, site.kind.standard_refusal(site)),
         Rung("contrib op", False, site.kind.contrib_refusal(site)),
         Rung("longspan kernel", True, "runs wherever the longspan library is registered"),
-        Rung("function body", True, "runs where no kernel is registered: standard ONNX, linear in the length"),
+        Rung("function body", True, f"runs where no kernel is registered: standard ONNX, {site.kind.growth}"),
     )
     return dataclasses.replace(site, ladder=ladder)

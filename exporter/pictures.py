@@ -33,6 +33,7 @@ _COLUMNS = 4
 _PANEL_INCHES = 2.5
 _DPI = 200
 
+_MOST_LINES = 4
 _BLOCKS = " ▀▄█"
 _ASCII = " '.#"
 
@@ -314,7 +315,8 @@ def _block(panel: Panel, plain: bool) -> list[str]:
     characters = _ASCII if plain else _BLOCKS
     left, top, right, side, lower, corner = "+-+|++" if plain else "┌─┐│└┘"
     width = TEXT_CELLS + 2
-    words = [line for text in (panel.title, panel.pattern) for line in textwrap.wrap(text, width)]
+    words = textwrap.wrap(panel.title, width)
+    words += textwrap.wrap(panel.pattern, width, max_lines=_MOST_LINES, placeholder=" …")
     words += [] if panel.density is None else [f"{panel.density:.1%} of pairs"]
     seen = panel.cells != UNSEEN
     upper, under = seen[::2].astype(int), seen[1::2].astype(int)

@@ -97,6 +97,11 @@ class SiteKind(abc.ABC):
     def contrib_refusal(self, site: AttentionSite) -> str:
         """Why no operator that ONNX Runtime contributes computes it."""
 
+    @property
+    @abc.abstractmethod
+    def growth(self) -> str:
+        """What the time and memory of a function body grow with."""
+
     @abc.abstractmethod
     def work(self, site: AttentionSite, graph: SiteGraph, length: int, global_tokens: int) -> Work:
         """What the site does for one text.

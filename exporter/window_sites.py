@@ -80,6 +80,11 @@ class WindowSites(SiteKind):
             return "GroupQueryAttention is causal only; LongformerAttention runs on CUDA only, with its weights inside"
         return "GroupQueryAttention's CPU kernel scores the keys left of the window as well"
 
+    @property
+    def growth(self) -> str:
+        """A window costs every query the same."""
+        return "linear in the length"
+
     def work(self, site: AttentionSite, graph: SiteGraph, length: int, global_tokens: int) -> Work:
         """The pairs of the band, and of global tokens.
 
