@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from cpu_contest import (
     Array,
     Floor,
     Run,
+    compare_options,
     interleave,
     kernel,
     node_session,
@@ -72,10 +73,10 @@ class BlockSite:
         pairs = self.lists.listed_pairs * (self.heads // self.lists.heads) * self.batch
         return 4 * self.size * pairs
 
-    def run(self, operands: Mapping[str, Array], threads: int) -> Run:
-        """Our kernel."""
-        blocks = {"q_block_size": self.block, "kv_block_size": self.block}
-        return kernel("BlockSparseAttention", {**operands, **self.lists.inputs()}, blocks, threads)
+    def run(self, operands: Mapping[str, Array], threads: int, **attributes: Any) -> Run:
+        """Our kernel; the operands may hold optional inputs."""
+        attributes |= {"q_block_size": self.block, "kv_block_size": self.block}
+        return kernel("BlockSparseAttention", {**operands, **self.lists.inputs()}, attributes, threads)
 
     def record(self) -> dict[str, Any]:
         """Sizes for JSON."""
@@ -223,6 +224,21 @@ def run_case(name: str, threads: int, repetitions: int, quick: bool) -> dict[str
         "ratios": ratios,
         "verdicts": verdicts,
     }
+
+
+def run_options(threads: int, repetitions: int) -> dict[str, Any]:
+    """What sinks, a soft cap and padding add to one sequence of case d."""
+    site = replace(SITES["d"], batch=1)
+    operands = site.operands()
+    kept = np.ones((1, site.length), bool)
+    kept[:, -64:] = False
+    contestants = {
+        "plain": site.run(operands, threads),
+        "sinks": site.run(operands | {"sinks": np.zeros(site.heads, np.float32)}, threads),
+        "softcap": site.run(operands, threads, softcap=50.0),
+        "padding": site.run(operands | {"attn_mask": kept}, threads),
+    }
+    return compare_options("case d", contestants, repetitions)
 
 
 def run_doubling(threads: int, repetitions: int) -> dict[str, Any]:

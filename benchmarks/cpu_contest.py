@@ -20,6 +20,7 @@ SGEMM_SIZE = 1536
 ONE_THREAD = "sgemm, 1 thread"
 PAUSE_SECONDS = 0.1  # lets the worker threads of one library fall asleep before the next is timed
 MUST_FLOOR, STRETCH_FLOOR = 0.6, 0.8
+MUST_OPTION = 1.05
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,21 @@ class Floor:
 def record(timings: Mapping[str, Timing]) -> dict[str, Any]:
     """All samples, for JSON."""
     return {name: asdict(timing) for name, timing in timings.items()}
+
+
+def compare_options(title: str, contestants: Mapping[str, Run], repetitions: int) -> dict[str, Any]:
+    """What each option adds to the processor time of the one called plain; print and return it."""
+    timings = interleave(contestants, repetitions)
+    print(f"\ncost of options, {title}\n{'':22}{'best ms':>9} {'median':>9} {'worst':>9} {'best CPU':>9}")
+    ratios = {}
+    for name, timing in timings.items():
+        ratios[name] = min(timing.cpu_seconds) / min(timings["plain"].cpu_seconds)
+        print(f"{name:22}{timing}   {ratios[name] - 1:+.1%} processor time (must be at most +5%)")
+    return {
+        "timings": record(timings),
+        "ratios": ratios,
+        "verdicts": {name: ratio <= MUST_OPTION for name, ratio in ratios.items()},
+    }
 
 
 _TYPES = {
