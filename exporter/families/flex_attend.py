@@ -14,7 +14,8 @@ from ..patterns import Pattern, Tokens, block_of, lower_pattern, to_json
 from ..patterns.block_table import block_table
 from ..patterns.block_table_torch import traced_lists
 from .flex_interception import FlexArguments
-from .flex_meaning import FrozenLists, Meaning, combined
+from .flex_lists import FrozenLists
+from .flex_meaning import Meaning, combined
 from .score_mods import bias_at
 
 _FARTHEST_BIAS = 1 << 14
@@ -153,10 +154,9 @@ def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
     assert frozen is not None
     tall, wide = frozen.block_size
     arrays = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in frozen.arrays.items()}
+    _refuse_other_sizes(meaning.layer, frozen, call)
     if frozen.cut:
         arrays = _cut(arrays, (queries + tall - 1) // tall, (keys + wide - 1) // wide)
-    else:
-        _refuse_other_sizes(meaning.layer, frozen, call)
     return {**arrays, "q_block_size": tall, "kv_block_size": wide, "pattern": frozen.pattern}
 
 
@@ -177,7 +177,7 @@ def _cut(arrays: dict[str, torch.Tensor], rows: Any, columns: Any) -> dict[str, 
 
 
 def _refuse_other_sizes(layer: str, frozen: FrozenLists, call: FlexArguments) -> None:
-    wanted = {"queries": frozen.seq_q, "keys": frozen.seq_k}
+    wanted = {} if frozen.cut else {"queries": frozen.seq_q, "keys": frozen.seq_k}
     got = {"queries": call.query.shape[2], "keys": call.key.shape[2]}
     batch = frozen.arrays["kv_num_blocks"].shape[0]
     if batch > 1:

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from ..patterns import (
     Global,
     Lengths,
     Pattern,
+    PerHead,
     Rows,
     Strided,
     Structure,
@@ -54,6 +55,18 @@ _SMALLEST_BLOCK = 8
 _STRIP = 1 << 22
 _DRAWN = 1 << 16
 _DIAGONALS = 24
+
+
+class Values(Protocol):
+    """What can be asked which pairs it leaves."""
+
+    def pairs(self, head: int, query: Integers, key: Integers) -> Seen:
+        """Whether each query sees each key: 1-D arrays of one length."""
+        ...
+
+    def grid(self, head: int, query: Integers, key: Integers) -> Seen:
+        """(queries, keys), whether each query sees each key."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,69 @@ class MaskValues:
 
     def _of(self, head: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tensor(self.batch), torch.tensor(head)
+
+
+@dataclass(frozen=True, eq=False)
+class Grids:
+    """What a mask left in one call, pair by pair.
+
+    Attributes:
+        seen: bool (1|B, 1|H, queries, keys); 1 where all are alike.
+    """
+
+    seen: Seen
+
+    @classmethod
+    def of(cls, mask_mod: MaskMod, batch: int, heads: int, lengths: tuple[int, int]) -> Grids:
+        """Ask a mask_mod about everything.
+
+        Args:
+            mask_mod: The function.
+            batch: Entries that differ.
+            heads: Heads that differ.
+            lengths: Queries and keys.
+        """
+        query, key = (np.arange(length) for length in lengths)
+        each = [[MaskValues(mask_mod, b).grid(h, query, key) for h in range(heads)] for b in range(batch)]
+        return cls(np.array(each, np.bool_).reshape(batch, heads, *lengths))
+
+    @property
+    def alike_in_batch(self) -> bool:
+        """Whether all batch entries are alike."""
+        return all(np.array_equal(entry, self.seen[0]) for entry in self.seen[1:])
+
+    @property
+    def alike_in_heads(self) -> bool:
+        """Whether all heads are alike."""
+        return all(np.array_equal(self.seen[:, head], self.seen[:, 0]) for head in range(1, self.seen.shape[1]))
+
+    def at(self, entry: int, head: int) -> Seen:
+        """(queries, keys) of one batch entry and head."""
+        found: Seen = self.seen[entry % self.seen.shape[0], head % self.seen.shape[1]]
+        return found
+
+    def pairs(self, head: int, query: Integers, key: Integers) -> Seen:
+        """`Values.pairs` of the first batch entry."""
+        return self.at(0, head)[query, key]
+
+    def grid(self, head: int, query: Integers, key: Integers) -> Seen:
+        """`Values.grid` of the first batch entry."""
+        return self.at(0, head)[np.ix_(query, key)]
+
+
+@dataclass(frozen=True)
+class _OfBlocks:
+    """A mask of whole blocks, or the causal part of one, asked for blocks."""
+
+    of: Values
+    size: int
+
+    def pairs(self, head: int, query: Integers, key: Integers) -> Seen:
+        # The last query of a block and the first key: a causal frontier inside the block hides nothing from this pair.
+        return self.of.pairs(head, query * self.size + self.size - 1, key * self.size)
+
+    def grid(self, head: int, query: Integers, key: Integers) -> Seen:
+        return self.of.grid(head, query * self.size + self.size - 1, key * self.size)
 
 
 def _vmapped(function: MaskMod, levels: int) -> Callable[..., Any]:
@@ -127,20 +203,17 @@ class Reach:
 ENDLESS = Reach()
 
 
-def read_pattern(mask_mod: MaskMod, heads: int, reach: Reach = ENDLESS) -> Pattern | None:
-    """Find the pattern of a mask_mod and prove it.
+def read_pattern(values: Values, heads: int, reach: Reach = ENDLESS) -> Pattern | None:
+    """Find the pattern of a mask and prove it.
 
     Args:
-        mask_mod: Reads no batch index, and no tensor that ends before the positions of `reach`.
-        heads: Query heads.
+        values: The mask.
+        heads: Query heads that differ.
         reach: Where it may be asked.
 
     Returns:
-        The pattern, by head where heads differ; None where the function follows none that holds at every length.
+        The pattern, by head where heads differ; None where the mask follows none that holds at every length.
     """
-    from ..patterns import PerHead
-
-    values = MaskValues(mask_mod)
     found: list[Pattern] = []
     for head in range(heads):
         known = next((each for each in dict.fromkeys(found) if _proved(values, head, each, reach)), None)
@@ -151,7 +224,7 @@ def read_pattern(mask_mod: MaskMod, heads: int, reach: Reach = ENDLESS) -> Patte
     return found[0] if len(set(found)) == 1 else PerHead(tuple(found))
 
 
-def _readings(values: MaskValues, head: int, reach: Reach) -> Iterator[Pattern]:
+def _readings(values: Values, head: int, reach: Reach) -> Iterator[Pattern]:
     """Patterns that are proved; the first is the best."""
     structure = _structure(values, head, reach)
     if structure is None:
@@ -170,7 +243,7 @@ def _readings(values: MaskValues, head: int, reach: Reach) -> Iterator[Pattern]:
             yield pattern
 
 
-def _structure(values: MaskValues, head: int, reach: Reach) -> Structure | None:
+def _structure(values: Values, head: int, reach: Reach) -> Structure | None:
     """What the function seems to depend on."""
     far, text = reach.far, np.arange(2 * reach.far)
     middle = np.full_like(text, far)
@@ -238,7 +311,7 @@ def _last(where: Seen) -> int:
     return int(np.flatnonzero(where)[-1]) if where.any() else -1
 
 
-def _named(values: MaskValues, head: int, structure: Structure, reach: Reach) -> Iterator[Pattern]:
+def _named(values: Values, head: int, structure: Structure, reach: Reach) -> Iterator[Pattern]:
     """Patterns with a name that would have this structure, simple ones first."""
     far = reach.far
     row = values.pairs(head, np.full(2 * far, far), np.arange(2 * far))
@@ -275,7 +348,7 @@ def _named(values: MaskValues, head: int, structure: Structure, reach: Reach) ->
             yield pattern & Causal()
 
 
-def _blocked(values: MaskValues, head: int, structure: Structure, reach: Reach) -> Iterator[Pattern]:
+def _blocked(values: Values, head: int, structure: Structure, reach: Reach) -> Iterator[Pattern]:
     """Patterns of whole blocks, all of them or the causal part of them, where the rows and columns look like it."""
     far = reach.far
     row = values.pairs(head, np.full(2 * far, far), np.arange(2 * far))
@@ -285,12 +358,8 @@ def _blocked(values: MaskValues, head: int, structure: Structure, reach: Reach) 
     if not _SMALLEST_BLOCK <= size <= far // 64 or structure.period == size:
         return
 
-    def of_blocks(b: Any, h: Any, q: Any, k: Any) -> Any:
-        # The last query of a block and the first key: a causal frontier inside the block hides nothing from this pair.
-        return values.mask_mod(b, h, q * size + size - 1, k * size)
-
     inner = Reach(far // size // 8 * 8 - 5, endless=reach.endless)
-    for pattern in _readings(MaskValues(of_blocks, values.batch), head, inner):
+    for pattern in _readings(_OfBlocks(values, size), head, inner):
         yield Blocked(size, pattern)
         yield Blocked(size, pattern) & Causal()
 
@@ -312,7 +381,7 @@ def _samples(structure: Structure, reach: Reach) -> tuple[Integers, Integers]:
     return np.concatenate([query] * 4 + [start]), np.concatenate([query, close, anywhere, start, query])
 
 
-def _proved(values: MaskValues, head: int, pattern: Pattern, reach: Reach) -> bool:
+def _proved(values: Values, head: int, pattern: Pattern, reach: Reach) -> bool:
     structure = pattern.structure
     assert structure is not None
     query, key = _samples(structure, reach)

@@ -212,3 +212,20 @@ CASES: dict[str, tuple[Callable[[], Attention], str]] = {
     "oblong blocks": (lambda: Attention(of(uneven), block=(32, 8)), "BlockSparseAttention"),
 }
 """A model of each kind, and the operator that it becomes."""
+
+
+def stack() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A window with ALiBi, then Sparse Transformer's strided pattern with a softcap, with grouped queries."""
+    window = Attention(of(and_masks(causal, band(12, 0))), alibi)
+    sparse = Attention(of(and_masks(causal, or_masks(band(8, 0), strided(8)))), softcap, kv_heads=2)
+    return Stack(window, sparse), {"x": torch.randn(2, LENGTH, CHANNELS)}
+
+
+def padded() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A window whose mask_mod hides padding as well, as an input says."""
+
+    def mask(layer: Attention) -> Mod:
+        return lambda b, h, q, k: (q - k).abs().le(9) & layer.padding[b, k]
+
+    inputs = {"x": torch.randn(2, LENGTH, CHANNELS), "padding": torch.ones(2, LENGTH, dtype=torch.bool)}
+    return Attention(mask), inputs
