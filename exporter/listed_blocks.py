@@ -25,7 +25,7 @@ _TILES = 1 << 22
 """Pairs of the tiles that are evaluated at once."""
 
 _PAIRS = 1 << 26
-"""Pairs up to which lists and a pattern are compared row by row without leaving a row out."""
+"""Pairs of all heads that differ, up to which lists and a pattern are compared without leaving a row out."""
 
 _ROWS = 32
 """Rows of blocks that are compared beyond that: spread over the text, the first and the last among them."""
@@ -100,6 +100,16 @@ class ListedBlocks:
 
     def terms(self, head: int) -> int:
         """Pairs that a head's softmaxes count, in rows of the text; a key that is listed twice counts twice."""
+        if head not in self._terms:
+            self._terms[head] = self._count(head)
+        return self._terms[head]
+
+    @cached_property
+    def _terms(self) -> dict[int, int]:
+        """Terms of the heads that were asked about."""
+        return {}
+
+    def _count(self, head: int) -> int:
         row, block, mask = self._listings(head)
         if not len(row):
             return 0
@@ -157,13 +167,21 @@ class ListedBlocks:
 
         What the node's attributes and padding forbid is forbidden in the pattern as well. Of long texts `_ROWS` rows of
         blocks are compared.
+
+        Raises:
+            InvalidRequest: the pattern is for other lengths.
         """
+        if pattern not in self._differences:
+            self._differences[pattern] = self._difference(pattern)
+        return self._differences[pattern]
+
+    def _difference(self, pattern: Pattern) -> str:
         lengths = Lengths(self.seq_q, self.seq_k)
         rows = np.arange(self.attributes.q_blocks(self.seq_q))
-        if self.seq_q * self.seq_k > _PAIRS:
+        total = self.heads if self.heads > 1 else pattern.heads
+        if total * self.seq_q * self.seq_k > _PAIRS:
             rows = np.unique(np.linspace(0, len(rows) - 1, _ROWS).round().astype(np.int64))
         tall = self.attributes.q_block_size
-        total = self.heads if self.heads > 1 else pattern.heads
         for head in range(total):
             own = pattern.head(head)
             for row in rows.tolist():
@@ -194,6 +212,11 @@ class ListedBlocks:
             found.append((row, indices[row, slot], mask))
         row, block, mask = (np.concatenate(part).astype(np.int64) for part in zip(*found, strict=True))
         return self._listed.setdefault(head, (row, block, mask))
+
+    @cached_property
+    def _differences(self) -> dict[Pattern, str]:
+        """What comparisons found, for the layers that share lists and a pattern."""
+        return {}
 
     @cached_property
     def _listed(self) -> dict[int, tuple[Array, Array, Array]]:

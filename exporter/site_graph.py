@@ -7,7 +7,7 @@ the model's inputs is cut out and run, at any length.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class SiteGraph:
         self._inputs = inputs
         self._nodes = {node.name: node for node in longspan_nodes(model)}
         self._computed: dict[int, dict[str, Array] | Unknown] = {}
+        self._found: dict[Hashable, ListedBlocks] = {}
 
     def sizes(self, site: AttentionSite) -> Sizes:
         """Heads and head sizes of a site."""
@@ -133,11 +134,15 @@ class SiteGraph:
             {name: first[name] for name in lists if name in first},
             {name: first[name] for name in _OPTIONAL if name in first},
         )
+        # Layers usually have the same lists, computed once or each for itself; what is said of them is worked out once.
+        key = (attributes, seq_q, seq_k, *((name, array.shape, array.tobytes()) for name, array in first.items()))
+        if key in self._found:
+            return self._found[key]
         try:
             found.check()
         except InvalidOperands as error:
             raise Unknown(f"its lists for {length:,} tokens are wrong: {error}") from error
-        return found
+        return self._found.setdefault(key, found)
 
     def _lengths(
         self, site: AttentionSite, arrays: Mapping[str, Array], attributes: Attributes, length: int
