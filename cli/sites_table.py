@@ -174,19 +174,25 @@ def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
     return lines
 
 
-def pattern_lines(reports: Sequence[SiteReport]) -> list[str]:
-    """Patterns that the table has no room for, and what must be known about the numbers, with the layers of each."""
+def pattern_lines(sites: Sequence[AttentionSite], notes: Sequence[tuple[str, ...]] = ()) -> list[str]:
+    """Patterns that the table has no room for, and what must be known about the numbers, with the layers of each.
+
+    Args:
+        sites: The sites that are replaced.
+        notes: What is to be said of each; nothing where left out.
+    """
     from ..exporter.site_groups import fold_alike, name_of
 
-    names = [name_of(report.site) for report in reports]
-    told = [(found.describe() if (found := report.site.recorded) else "", report.notes) for report in reports]
+    names = [name_of(site) for site in sites]
+    patterns = [recorded.describe() if (recorded := site.recorded) else "" for site in sites]
+    told = list(zip(patterns, notes or [()] * len(sites), strict=True))
     layers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for found in fold_alike(names, told):
         layers.setdefault(told[found.members[0]], []).append(found.label)
     lines = []
-    for (pattern, notes), labels in layers.items():
+    for (pattern, own), labels in layers.items():
         lines += [f"pattern of {', '.join(labels)}: {pattern}"] if pattern else []
-        lines += [f"note: {', '.join(labels)}: {note}" for note in notes]
+        lines += [f"note: {', '.join(labels)}: {note}" for note in own]
     return lines
 
 

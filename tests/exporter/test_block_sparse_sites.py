@@ -18,14 +18,15 @@ from longspan.exporter.inspection import Inspection
 from longspan.exporter.lowering import lower
 from longspan.exporter.masks import Scale
 from longspan.exporter.parity.cases import sweep_lengths
+from longspan.exporter.parity.junit import to_junit
 from longspan.exporter.parity.report import CheckReport
 from longspan.exporter.patterns import Causal, Chunked, Explicit, Lengths, Pattern, PerHead, Window, to_json
 from longspan.exporter.pictures import panels
 from longspan.exporter.reports.check_page import check_page
 from longspan.exporter.site_graph import SiteGraph, Sizes
+from longspan.exporter.site_groups import in_words
 from longspan.exporter.site_kind import PARTLY, SEEN, UNSEEN, Unknown
 from longspan.exporter.sites import AttentionSite
-from longspan.exporter.throughput.benchmark import _attention
 from longspan.exporter.throughput.roofline import AttentionWork
 
 from .block_sparse_models import BLOCK, PATTERN, write_factory
@@ -224,6 +225,13 @@ def test_the_check_sweeps_around_blocks_and_sees_the_kernel_at_each_site(report:
     assert report.site_comparison is not None and len(report.site_comparison.outputs) == 2
 
 
+def test_junit_names_the_operator_and_its_pattern(report: CheckReport) -> None:
+    text = to_junit(report)
+    assert 'name="attention" value="2 x BlockSparseAttention (' in text and 'failures="0"' in text
+    for path in ("kernel", "function body"):
+        assert f'classname="{path}" name="ran at every site"' in text
+
+
 def test_the_page_draws_what_was_recorded(report: CheckReport) -> None:
     page = check_page(report)
     assert page.count('class="mask"') == 1 and "seen in part" in page and "in blocks of 8 x 8" in page
@@ -259,7 +267,7 @@ def test_bench_counts_the_blocks_at_each_length(bundle: Path) -> None:
     work = AttentionWork(opened)
     assert work.flops(1, 32) == 2 * (1 + 2 + 3 + 3) * 64 * 2 * 2 * 32
     assert work.flops(3, 64) == 3 * 2 * (1 + 2 + 6 * 3) * 64 * 2 * 2 * 32
-    assert _attention(opened.manifest).startswith("2 x BlockSparseAttention (")
+    assert in_words(opened.manifest.sites).startswith("2 x BlockSparseAttention (")
 
 
 class Chunks(SiteGraph):
