@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
@@ -153,7 +152,7 @@ def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
     frozen = meaning.frozen
     assert frozen is not None
     tall, wide = frozen.block_size
-    arrays = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in frozen.arrays.items()}
+    arrays = {name: torch.from_numpy(array.copy()).to(device) for name, array in frozen.arrays.items()}
     _refuse_other_sizes(meaning.layer, frozen, call)
     if frozen.cut:
         arrays = _cut(arrays, (queries + tall - 1) // tall, (keys + wide - 1) // wide)

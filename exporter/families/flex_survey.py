@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import ExportFailed
+from ..parity.oracle import float64_arithmetic
 from .examples import Examples, examples_of
 from .exportable import exportable
 from .flex_interception import FlexArguments, intercepted
@@ -113,8 +114,12 @@ class _Recorder:
     _inside: list[str] = field(default_factory=list)
 
     def run(self, inputs: dict[str, torch.Tensor]) -> None:
+        weights = (value.dtype for value in self.model.parameters() if value.is_floating_point())
+        dtype = next(weights, torch.get_default_dtype())
+        inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         with (
             torch.no_grad(),
+            float64_arithmetic() if dtype == torch.float64 else contextlib.nullcontext(),
             exportable(self.model),
             self._layers(),
             intercepted(self._called),
