@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ class OutputRecord:
     shape: tuple[int | str, ...]
 
 
+def fixed_length(inputs: Iterable[InputRecord]) -> int | None:
+    """The one size of the first sequence among these inputs, their dimension 1; None where it is open."""
+    sequences = [record.shape[1] for record in inputs if len(record.shape) > 1]
+    return sequences[0] if sequences and isinstance(sequences[0], int) else None
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle but its weights.
@@ -117,6 +124,11 @@ class Manifest:
     standard_sites: tuple[StandardSite, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def fixed_length(self) -> int | None:
+        """The one length that the graph takes; None where its sequence is open."""
+        return fixed_length(self.inputs)
 
     def to_json(self) -> str:
         """Indented JSON text."""

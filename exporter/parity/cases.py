@@ -89,6 +89,8 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
         InvalidRequest: a length is below 1 or above what the model accepts.
     """
     for length in lengths:
+        if manifest.fixed_length not in (None, length):
+            raise InvalidRequest(f"--lengths {length}: the model was exported for {manifest.fixed_length} tokens only")
         if length < 1 or (manifest.max_length is not None and length > manifest.max_length):
             raise InvalidRequest(f"--lengths {length}: the model accepts 1 to {manifest.max_length or 'any number of'}")
     paddings, global_kinds = mask_kinds(manifest)

@@ -144,7 +144,10 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
         if family is not None
         else None,
         # An embedding has more rows than channels; its rows are not summed.
-        width=max((min(value.shape[0], value[0].numel()) for value in parameters if value.dim() > 1), default=1),
+        width=max(
+            (min(value.shape[0], value[0].numel()) for value in parameters if value.dim() > 1 and value.numel()),
+            default=1,
+        ),
     )
 
 
