@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.attention import flex_attention as flex
 
 from ...plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
 from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
@@ -125,7 +126,9 @@ def _padding(meaning: Meaning, call: FlexArguments) -> torch.Tensor:
     """Bool (B, S_k), the keys that see themselves."""
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
-    mask = combined(call.block_mask.mask_mod if call.block_mask else _all, call.score_mod, meaning.score)
+    mask = combined(
+        flex.noop_mask if call.block_mask is None else call.block_mask.mask_mod, call.score_mod, meaning.score
+    )
     batch, length, device = call.query.shape[0], call.key.shape[2], call.query.device
     over_tokens = torch.vmap(mask, in_dims=(None, None, 0, 0))
     over_batch = torch.vmap(over_tokens, in_dims=(0, None, None, None))
@@ -134,10 +137,6 @@ def _padding(meaning: Meaning, call: FlexArguments) -> torch.Tensor:
     with TransformGetItemToIndex():
         seen: torch.Tensor = over_batch(torch.arange(batch, device=device), head, token, token)
     return seen
-
-
-def _all(b: Any, h: Any, q: Any, k: Any) -> Any:
-    return q == q
 
 
 def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:

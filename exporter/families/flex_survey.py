@@ -119,6 +119,7 @@ class _Recorder:
         inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         with (
             torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
             float64_arithmetic() if dtype == torch.float64 else contextlib.nullcontext(),
             exportable(self.model),
             self._layers(),

@@ -37,6 +37,9 @@ _ROUNDING = 1e-5
 _FLOAT32 = 5e-7
 """What a few roundings to float32 make of a score with its bias, relative to both."""
 
+_LARGEST_BIAS = 1e4
+"""What counts as a bias; -1e9 is meant to hide, and must not pass for the rounding of anything."""
+
 _ALLOWED = (
     "allowed: factors of the score, c·tanh(score / c), then a bias by head and by the distance k - q (ALiBi, tables of "
     "relative positions), in this order, and -inf for pairs that are hidden"
@@ -205,7 +208,7 @@ def _of_score(score_mod: ScoreMod, asked: _Asked, layer: str) -> tuple[float, fl
     # Where the bias is smallest, it takes least of the score away in rounding.
     where = np.unravel_index(int(np.where(asked.left, np.abs(asked.values[_ZERO]), np.inf).argmin()), asked.left.shape)
     wanted = change[(slice(None), *where)]
-    size = np.abs(asked.values) + np.abs(asked.values[_ZERO])
+    size = np.minimum(np.abs(asked.values) + np.abs(asked.bias).max(), _LARGEST_BIAS)
     allowed = _ROUNDING * (np.abs(wanted) + np.abs(wanted).max() * 1e-7)[:, None, None, None, None] + _FLOAT32 * size
     if ((np.abs(change - wanted[:, None, None, None, None]) > allowed) & asked.left).any():
         axes = ("the batch index", "the head", "q_idx", "kv_idx")
