@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -188,3 +189,12 @@ def test_a_model_of_one_length_is_checked_at_that_length(tmp_path: Path) -> None
     assert report.passed and {case.case.length for case in report.cases} == {192}
     with pytest.raises(InvalidRequest, match="for 192 tokens only"):
         check(bundle.path, lengths=[100])
+
+
+def test_the_example_of_the_page_on_ones_own_model(tmp_path: Path) -> None:
+    page = (MODELS.parents[1] / "docs" / "your-own-model.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(page[page.index("    import torch\n") : page.index("That is all")])
+    (tmp_path / "my_model.py").write_text(code, encoding="utf-8")
+    bundle = export(f"{tmp_path / 'my_model.py'}:factory", tmp_path / "bundle")
+    (site,) = bundle.manifest.sites
+    assert site.operator == "BlockSparseAttention" and site.attributes["q_block_size"] == 16
