@@ -71,6 +71,9 @@ def prepare(request: SourceRequest, conversion: Conversion) -> Prepared:
     if isinstance(source.model, nn.Module):
         carry(source.model, Examples(source.example_inputs, source.dynamic_shapes))
         family = find_family(source.model, conversion)
+        limit = family.max_length(source.model) if family is not None else None
+        if limit is not None:
+            source = dataclasses.replace(source, max_length=min(limit, source.max_length or limit))
     return Prepared(source, family, trained_length)
 
 

@@ -71,6 +71,12 @@ def _original(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return eager()
 
 
+def _max_length(model: nn.Module) -> int | None:
+    from .flex_survey import survey
+
+    return min((call.longest for call in survey(model).calls if call.longest is not None), default=None)
+
+
 FLEX_ATTENTION = Family(
     name="flex-attention",
     sites=_sites,
@@ -78,4 +84,5 @@ FLEX_ATTENTION = Family(
     faithful=lambda model, conversion: True,
     reason="",
     original=_original,
+    max_length=_max_length,
 )

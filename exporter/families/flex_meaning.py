@@ -37,6 +37,7 @@ class Call:
         pattern: The pattern of `seen`, read where positions have no end; None where there is none.
         frozen: Lists that hold up to some length, where there is no pattern, or that are the model's own.
         own_lists: Whether they are the model's own, and no other lists will do.
+        longest: Tokens that a tensor has which the functions read; None without such an end.
     """
 
     layer: str
@@ -49,6 +50,7 @@ class Call:
     pattern: Pattern | None = None
     frozen: FrozenLists | None = None
     own_lists: bool = False
+    longest: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ class Meaning:
         pattern: Which keys a query sees, where that is a pattern.
         frozen: Its block lists, where it is not.
         block_size: Block size that the model chose; None where queries and keys have different ones.
+        longest: Longest text that its functions can be asked about; None without an end.
         padding: Whether keys are hidden besides, by a mask that is computed from the inputs: the diagonal of mask_mod.
     """
 
@@ -70,6 +73,7 @@ class Meaning:
     frozen: FrozenLists | None = None
     block_size: int | None = None
     padding: bool = False
+    longest: int | None = None
 
 
 def read_meaning(calls: Sequence[Call], redrawn: Sequence[Call], open_length: bool) -> Meaning:
@@ -86,7 +90,12 @@ def read_meaning(calls: Sequence[Call], redrawn: Sequence[Call], open_length: bo
     first = calls[0]
     tall, wide = first.block_size
     size = tall if tall == wide and tall < flex._LARGE_SPARSE_BLOCK_SIZE else None
-    common: dict[str, Any] = {"layer": first.layer, "score": _score((*calls, *redrawn)), "block_size": size}
+    common: dict[str, Any] = {
+        "layer": first.layer,
+        "score": _score((*calls, *redrawn)),
+        "block_size": size,
+        "longest": first.longest,
+    }
     if first.own_lists:
         if open_length:
             raise ExportFailed(

@@ -229,3 +229,8 @@ def padded() -> tuple[nn.Module, dict[str, torch.Tensor]]:
 
     inputs = {"x": torch.randn(2, LENGTH, CHANNELS), "padding": torch.ones(2, LENGTH, dtype=torch.bool)}
     return Attention(mask), inputs
+
+
+def documents_of_a_buffer() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Documents in a buffer of 120 tokens: lists for as many."""
+    return Attention(documents), {"x": torch.randn(2, LENGTH, CHANNELS)}
