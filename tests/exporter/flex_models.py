@@ -227,8 +227,9 @@ def padded() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     def mask(layer: Attention) -> Mod:
         return lambda b, h, q, k: (q - k).abs().le(9) & layer.padding[b, k]
 
-    inputs = {"x": torch.randn(2, LENGTH, CHANNELS), "padding": torch.ones(2, LENGTH, dtype=torch.bool)}
-    return Attention(mask), inputs
+    padding = torch.ones(2, LENGTH, dtype=torch.bool)
+    padding[1, 60:] = False
+    return Attention(mask), {"x": torch.randn(2, LENGTH, CHANNELS), "padding": padding}
 
 
 def documents_of_a_buffer() -> tuple[nn.Module, dict[str, torch.Tensor]]:

@@ -79,6 +79,15 @@ def test_every_case_is_what_flex_attention_computes(name: str) -> None:
         assert float((ours[0] - theirs[0]).abs().max()) < TOLERANCE, (batch, length)
 
 
+@pytest.mark.parametrize("name", ["documents", "relative table", "relative table, fixed"])
+def test_a_tensor_that_ends_is_the_longest_text(name: str) -> None:
+    assert FLEX_ATTENTION.max_length(made(name)) == models.DOCUMENTS
+
+
+def test_other_masks_have_no_longest_text() -> None:
+    assert FLEX_ATTENTION.max_length(made("alibi")) is None
+
+
 def source_of(model: nn.Module) -> Source:
     inputs = {"x": torch.randn(2, LENGTH, CHANNELS)}
     record = SourceRecord(kind="factory", location="a.py:f", model_class="Attention", files={}, seed=0)
