@@ -169,7 +169,7 @@ def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
     lines = []
     for ladder, count in groups.items():
         if len(groups) > 1:
-            lines.append(f"{count} sites:")
+            lines.append(f"{count} site{'s' if count > 1 else ''}:")
         lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]  # type: ignore[attr-defined]
     return lines
 

@@ -143,11 +143,11 @@ class BlockSparseSites(SiteKind):
         return Work(meant, terms, computed, heads * listed.pairs, tuple(notes))
 
     def picture_width(self, site: AttentionSite) -> int:
-        """So many blocks that a picture shows what the pattern does: more where they are seen whole."""
+        """As many tokens as show all that the recorded pattern does; else some blocks, more where they are whole."""
         recorded = site.recorded
-        blocks = 2 if "block_masks" in site.inputs else 8
-        thresholds = recorded.thresholds if recorded is not None else ()
-        return max(blocks * max(_blocks(site)), max(thresholds, default=0) // 2)
+        if recorded is not None and recorded.thresholds:
+            return max(recorded.thresholds)
+        return (2 if "block_masks" in site.inputs else 8) * max(_blocks(site))
 
     def picture(self, site: AttentionSite, graph: SiteGraph | None, scale: Scale, global_tokens: int) -> list[Cells]:
         """The blocks that are listed for a text of the picture's length, to scale."""
