@@ -14,7 +14,7 @@ from longspan.cli.main import run
 from longspan.exporter import SourceRequest, check, export, inspect
 from longspan.exporter.bundle import MODEL_FILE, Bundle
 from longspan.exporter.errors import InvalidRequest
-from longspan.exporter.inspection import Inspection, SiteReport
+from longspan.exporter.inspection import Inspection, SiteReport, _checked
 from longspan.exporter.listed_blocks import ListedBlocks
 from longspan.exporter.lowering import lower
 from longspan.exporter.masks import Scale
@@ -259,6 +259,12 @@ def test_the_check_sweeps_around_blocks_and_sees_the_kernel_at_each_site(report:
     assert set(kernel.sites.values()) == {"kernel"} and set(body.sites.values()) == {"function body"}
     assert len(kernel.sites) == len(body.sites) == 2
     assert report.site_comparison is not None and len(report.site_comparison.outputs) == 2
+
+
+def test_a_model_of_one_length_is_inspected_at_that() -> None:
+    assert [_checked(length, 2048, 192) for length in (None, 192)] == [192, 192]
+    with pytest.raises(InvalidRequest, match="--length 100: the model is made for 192 tokens only"):
+        _checked(100, 2048, 192)
 
 
 def test_junit_names_the_operator_and_its_pattern(report: CheckReport) -> None:
