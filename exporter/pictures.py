@@ -217,7 +217,7 @@ def _draw_panel(axes: Axes, panel: Panel, scale: Scale, inspection: Inspection, 
     if first:
         axes.set_ylabel("query", color=_FAINT, size=7.5)
     axes.set_xlabel("key", color=_FAINT, size=7.5)
-    lines_of_text = textwrap.wrap(panel.pattern, 40)[:2]
+    lines_of_text = textwrap.wrap(panel.pattern, 40, max_lines=2, placeholder=" …")
     if panel.density is not None:
         lines_of_text.append(f"{panel.density:.1%} of all pairs at {inspection.length:,} tokens")
     axes.set_title("\n".join(lines_of_text), loc="left", size=7.5, color=_FAINT, pad=5)
