@@ -96,8 +96,11 @@ def _intercept(model: nn.Module, conversion: Conversion) -> AbstractContextManag
         position_bias: _Bias | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, _Bias]:
+        from ...plugins.sliding_window_attention.torch_op import sliding_window_attention
+
         bias = position_bias or _Bias(tables[id(self)].band_bias(self))
-        return self.o(_band(self, self.q(hidden_states), hidden_states, mask, bias, lse=False)[0]), bias
+        near = _band(sliding_window_attention, self, self.q(hidden_states), hidden_states, mask, bias)
+        return self.o(near), bias
 
     def transient_global(
         self: Any,
@@ -108,12 +111,14 @@ def _intercept(model: nn.Module, conversion: Conversion) -> AbstractContextManag
     ) -> tuple[torch.Tensor, _Bias]:
         import torch
 
+        from ...plugins.sliding_window_attention.torch_op import sliding_window_attention_lse
+
         if mask is None:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
         bias = position_bias or tables[id(self)].transient_global(self, mask != 0, hidden_states.dtype)
         assert bias.blocks is not None
         query = self.q(hidden_states)
-        near, lse = _band(self, query, hidden_states, bias.blocks.padding, bias, lse=True)
+        near, lse = _band(sliding_window_attention_lse, self, query, hidden_states, bias.blocks.padding, bias)
         return self.o(_with_side_keys(self, query, hidden_states, near, lse, bias.blocks)), bias
 
     return replaced(
@@ -129,13 +134,15 @@ def _padding(attention_mask: torch.Tensor | None, block_len: int, device: Any) -
 
 
 def _band(
-    attention: Any, query: torch.Tensor, hidden: torch.Tensor, padding: torch.Tensor | None, bias: _Bias, *, lse: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Local attention of (B, S, H·D) queries to the keys of `hidden`: the same shape, and with `lse` its (B, H, S)."""
-    from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
-
-    operator: Callable[..., Any] = sliding_window_attention_lse if lse else sliding_window_attention
-    result = operator(
+    operator: Callable[..., Any],
+    attention: Any,
+    query: torch.Tensor,
+    hidden: torch.Tensor,
+    padding: torch.Tensor | None,
+    bias: _Bias,
+) -> Any:
+    """What `operator` returns for the local attention of (B, S, H·D) queries to the keys of `hidden`."""
+    return operator(
         query,
         attention.k(hidden),
         attention.v(hidden),
@@ -147,7 +154,6 @@ def _band(
         q_num_heads=attention.n_heads,
         kv_num_heads=attention.n_heads,
     )
-    return result if lse else (result, result)
 
 
 def _with_side_keys(
