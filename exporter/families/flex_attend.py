@@ -13,9 +13,11 @@ from ..errors import ExportFailed
 from ..patterns import Pattern, Tokens, block_of, lower_pattern, to_json
 from ..patterns.block_table import block_table
 from ..patterns.block_table_torch import traced_lists
+from .flex_documents import document_lists, tensors_of
 from .flex_interception import FlexArguments
 from .flex_lists import FrozenLists
 from .flex_meaning import Meaning, combined
+from .mask_mods import MaskMod
 from .score_mods import bias_at
 
 _FARTHEST_BIAS = 1 << 14
@@ -126,9 +128,7 @@ def _padding(meaning: Meaning, call: FlexArguments) -> torch.Tensor:
     """Bool (B, S_k), the keys that see themselves."""
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
-    mask = combined(
-        flex.noop_mask if call.block_mask is None else call.block_mask.mask_mod, call.score_mod, meaning.score
-    )
+    mask = _mask(meaning, call)
     batch, length, device = call.query.shape[0], call.key.shape[2], call.query.device
     over_tokens = torch.vmap(mask, in_dims=(None, None, 0, 0))
     over_batch = torch.vmap(over_tokens, in_dims=(0, None, None, None))
@@ -137,6 +137,11 @@ def _padding(meaning: Meaning, call: FlexArguments) -> torch.Tensor:
     with TransformGetItemToIndex():
         seen: torch.Tensor = over_batch(torch.arange(batch, device=device), head, token, token)
     return seen
+
+
+def _mask(meaning: Meaning, call: FlexArguments) -> MaskMod:
+    mask_mod = flex.noop_mask if call.block_mask is None else call.block_mask.mask_mod
+    return combined(mask_mod, call.score_mod, meaning.score)
 
 
 def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
@@ -148,6 +153,10 @@ def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
         table = block_table(meaning.pattern, size)
         sizes = {"q_block_size": size, "kv_block_size": size, "pattern": to_json(meaning.pattern)}
         return {**traced_lists(table, queries, keys, heads, device), **sizes}
+    if meaning.documents:
+        mask = _mask(meaning, call)
+        numbers = tensors_of(mask)[meaning.documents]
+        return document_lists(mask, numbers, call.query.shape[0], meaning.causal, meaning.block_size)
     frozen = meaning.frozen
     assert frozen is not None
     tall, wide = frozen.block_size

@@ -14,6 +14,7 @@ from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ExportFailed
+from .flex_documents import keeps_documents_apart, tensors_of
 from .flex_interception import DeclaredMask, FlexArguments, with_listed
 from .flex_lists import FrozenLists, frozen_lists, own_lists
 from .flex_meaning import Call, combined
@@ -80,7 +81,22 @@ def observe(layer: str, call: FlexArguments, descent: Descent, reading: Reading)
         found["pattern"] = _pattern(whole, heads) if batch == 1 else None
         if found["pattern"] is None:
             found["frozen"] = _frozen(whole, seen, size, reading)
+    if reads_inputs and sizes.queries == sizes.keys:
+        found["documents"] = _documents(whole, seen, sizes, descent)
     return Call(layer, sizes, score, seen, reads_inputs, reads_scores, size, **found)
+
+
+def _documents(mask_mod: MaskMod, seen: Grids, sizes: Sizes, descent: Descent) -> frozenset[str]:
+    """Tensors of a mask, computed from the inputs, that number the tokens so that no pair of two numbers is seen."""
+    shapes = ((sizes.keys,), (1, sizes.keys), (sizes.batch, sizes.keys))
+    return frozenset(
+        place
+        for place, tensor in tensors_of(mask_mod).items()
+        if descent.has(tensor)
+        and tuple(tensor.shape) in shapes
+        and tensor.dtype in (torch.int32, torch.int64)
+        and keeps_documents_apart(seen, tensor)
+    )
 
 
 def _pattern(mask_mod: MaskMod, heads: int) -> Any:

@@ -88,10 +88,11 @@ def test_other_masks_have_no_longest_text() -> None:
     assert FLEX_ATTENTION.max_length(made("alibi")) is None
 
 
-def source_of(model: nn.Module) -> Source:
-    inputs = {"x": torch.randn(2, LENGTH, CHANNELS)}
+def source_of(model: nn.Module, **more: torch.Tensor) -> Source:
+    inputs = {"x": torch.randn(2, LENGTH, CHANNELS), **more}
     record = SourceRecord(kind="factory", location="a.py:f", model_class="Attention", files={}, seed=0)
-    return Source(record, model, inputs, None, {"x": record_input("x", inputs["x"])}, None)
+    records = {name: record_input(name, value) for name, value in inputs.items()}
+    return Source(record, model, inputs, None, records, None)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -134,6 +135,39 @@ def test_padding_that_the_mask_hides() -> None:
         feed = {"x": texts(batch, length), "padding": padding_of(batch, length)}
         ours, theirs = both(double, **feed)
         assert float((ours[0] - theirs[0]).abs().max()) < TOLERANCE, (batch, length)
+
+
+def documents_of(batch: int, length: int) -> torch.Tensor:
+    """Numbers of documents: in a row, and in the last of three entries in any order."""
+    numbers = torch.arange(length).expand(batch, -1) // torch.tensor([[23], [40], [9]])[:batch]
+    if batch == 3:
+        numbers[-1] = torch.randint(0, 4, (length,), generator=torch.Generator().manual_seed(length))
+    return numbers
+
+
+def test_documents_that_the_inputs_say() -> None:
+    model, inputs = models.packed()
+    model = prepared(model, padding=inputs["padding"])
+    meaning = survey(model).calls[0]
+    assert (meaning.documents, meaning.causal, meaning.pattern) == (".layer.padding", True, None)
+    double = float64_copy(model)
+    for batch, length in SIZES:
+        ours, theirs = both(double, x=texts(batch, length), padding=documents_of(batch, length))
+        assert float((ours[0] - theirs[0]).abs().max()) < TOLERANCE, (batch, length)
+
+
+def test_a_graph_that_finds_the_blocks_of_documents(tmp_path: Path, kernel_library: str) -> None:
+    model, inputs = models.packed()
+    model = prepared(model, padding=inputs["padding"])
+    graph = export_graph(source_of(model, padding=inputs["padding"]), FLEX_ATTENTION)
+    double = float64_copy(model)
+    sessions = [session_of(graph, tmp_path / "model.onnx", library) for library in ("", kernel_library)]
+    for batch, length in SIZES:
+        feed = {"x": texts(batch, length).float(), "padding": documents_of(batch, length)}
+        with torch.no_grad(), FLEX_ATTENTION.original(double), float64_arithmetic():
+            truth = double(x=feed["x"].double(), padding=feed["padding"])[0]
+        for session in sessions:
+            assert float((run_session(session, feed) - truth).abs().max()) < FLOAT32, (batch, length)
 
 
 def test_documents_that_differ_between_batch_entries() -> None:
@@ -268,10 +302,6 @@ class Late(nn.Module):
         return flex_attention(heads, heads, heads, block_mask=self.mask)
 
 
-def data_documents(layer: Attention) -> Any:
-    return lambda b, h, q, k: layer.padding[b, q] == layer.padding[b, k]
-
-
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "positions": (
         lambda: Attention(None, of(lambda s, b, h, q, k: s + 0.1 * q)),
@@ -317,10 +347,20 @@ def test_what_no_operator_computes_is_refused(name: str) -> None:
     assert "\n" not in str(failure.value)
 
 
-def test_documents_that_the_inputs_say_are_refused() -> None:
-    model = prepared(Attention(data_documents), padding=torch.arange(LENGTH).expand(2, -1) // 20)
-    with pytest.raises(ExportFailed, match="reads a tensor that is computed from the model's inputs"):
+DATA_REFUSED: dict[str, Callable[[Attention], Any]] = {
+    "a prefix": lambda layer: lambda b, h, q, k: (k <= q) | (k < layer.padding[b, 0]),
+    "neighbours": lambda layer: lambda b, h, q, k: (layer.padding[b, q] - layer.padding[b, k]).abs() <= 1,
+    "heads": lambda layer: lambda b, h, q, k: (layer.padding[b, q] == layer.padding[b, k]) & ((q - k) % (h + 1) == 0),
+}
+
+
+@pytest.mark.parametrize("name", DATA_REFUSED)
+def test_other_masks_of_the_inputs_are_refused(name: str) -> None:
+    numbers = torch.arange(LENGTH).expand(2, -1) // 20
+    model = prepared(Attention(DATA_REFUSED[name], told=4), padding=numbers)
+    with pytest.raises(ExportFailed, match="reads a tensor that is computed from the model's inputs") as failure:
         FLEX_ATTENTION.sites(model, UNCHANGED)
+    assert "next step: " in str(failure.value)
 
 
 def test_a_refusal_ends_the_export(tmp_path: Path) -> None:
