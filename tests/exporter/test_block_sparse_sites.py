@@ -202,6 +202,19 @@ def test_lists_that_are_fixed_are_counted_for_their_own_length(factory: Path) ->
     assert (fits.length, fits.notes, fits.terms) == (30, (), 2 * PATTERN.dense(Lengths.of(30)).sum())
 
 
+def test_lists_that_the_text_decides_on_are_those_of_a_drawn_text(factory: Path) -> None:
+    """Those of the second layer come after the attention of the first, which therefore runs as well."""
+    found = inspect(f"{factory}:routed", length=64)
+    assert [one.site.lists for one in found.sites] == ["computed", "computed"]
+    for one in found.sites:
+        # Eight rows of two blocks each, but one whose own block is the best.
+        assert one.density == pytest.approx(15 / 64) and one.saved == pytest.approx(49 / 64)
+    drawn = [one.site.kind.picture(one.site, found.graph, Scale(8, 8), 0)[0] for one in found.sites]
+    for cells in drawn:
+        assert (cells == SEEN).sum() == 15 and (np.diag(cells) == SEEN).all()
+        assert ((cells == SEEN).sum(0) == 8).sum() == 1
+
+
 def test_lists_that_are_not_the_pattern_recorded_are_found_out(computed: Inspection) -> None:
     graph, right = computed.graph, computed.sites[0].site
     assert graph is not None
