@@ -25,7 +25,8 @@ _KEPT = "_longspan_flex_survey"
 _LONGER = (37, -61, 811)
 """Tokens by which the other runs differ from the example."""
 
-_DRAWS = 3
+_DRAWS = 8
+"""Runs on other inputs, where a mask depends on them."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,21 @@ def _survey(model: Any, examples: Examples) -> FlexSurvey:
     if any(call.reads_inputs or call.bias_reads_inputs for call in first.calls):
         for seed in range(_DRAWS):
             drawn = _Recorder(model)
-            drawn.run(examples.redrawn(seed))
-            redrawn.append(drawn.calls)
+            try:
+                drawn.run(examples.redrawn(seed))
+            except ExportFailed:
+                raise
+            except Exception:
+                # Not every number need be an input of the model.
+                continue
+            if len(drawn.calls) == len(first.calls):
+                redrawn.append(drawn.calls)
+        if not redrawn:
+            raise ExportFailed(
+                f"{type(model).__name__}: a mask depends on the model's inputs, and the model runs on none of {_DRAWS} "
+                "others; allowed: whole numbers and truth values in the range of the example's; next step: an example "
+                "with a wider range"
+            )
     calls = tuple(
         read_meaning([run[index] for run in runs], [run[index] for run in redrawn], open_length)
         for index in range(len(first.calls))
