@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,28 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "largest scores": (lambda: Attention(return_aux=AuxRequest(max_scores=True)), "largest scores"),
     "made before": (Late, "its BlockMask is for 75 queries and 75 keys"),
 }
+
+
+FIXED = {"x": {0: torch.export.Dim("batch")}}
+
+
+def test_a_mask_that_was_made_before_is_for_its_length() -> None:
+    model = prepared(Late(), FIXED)
+    assert str(survey(model).calls[0].pattern) == "causal"
+    ours, theirs = both(model, x=texts(3, LENGTH))
+    assert float((ours - theirs).abs().max()) < TOLERANCE
+
+
+def test_a_mask_without_a_rule_is_for_one_length(tmp_path: Path, kernel_library: str) -> None:
+    model = prepared(Attention(of(lambda b, h, q, k: k <= q // 2)), FIXED)
+    double = float64_copy(model)
+    ours, theirs = both(double, x=texts(3, LENGTH))
+    assert float((ours[0] - theirs[0]).abs().max()) < TOLERANCE
+    graph = export_graph(dataclasses.replace(source_of(model), dynamic_shapes=FIXED), FLEX_ATTENTION)
+    session = session_of(graph, tmp_path / "model.onnx", kernel_library)
+    error = (run_session(session, {"x": texts(3, LENGTH).float()}) - theirs[0]).abs().max()
+    assert float(error) < FLOAT32
+    assert session.get_inputs()[0].shape == ["batch", LENGTH, CHANNELS]
 
 
 @pytest.mark.parametrize("name", REFUSED)
