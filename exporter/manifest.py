@@ -152,7 +152,7 @@ class Manifest:
             data["conversion"] = Conversion(**data["conversion"])
             data["inputs"] = tuple(InputRecord(**_tuples(record, "shape")) for record in data["inputs"])
             data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
-            data["sites"] = tuple(_site(record) for record in data["sites"])
+            data["sites"] = tuple(site_of(record) for record in data["sites"])
             data["standard_sites"] = tuple(StandardSite(**record) for record in data.get("standard_sites", ()))
             _check_files("files", data["files"])
             _refuse_outside(data["files"])
@@ -177,10 +177,19 @@ def _refuse_outside(files: dict[str, str]) -> None:
             raise BundleCorrupted(f"manifest.json names {name!r}, outside the bundle; next step: export again")
 
 
-def _site(record: dict[str, Any]) -> AttentionSite:
+def site_of(record: dict[str, Any]) -> AttentionSite:
+    """The site of its JSON values.
+
+    Raises:
+        KeyError: a value is missing.
+        TypeError: a value is of another type, or there is one too many.
+    """
     record = _tuples(record, "inputs")
     record["ladder"] = tuple(Rung(**rung) for rung in record["ladder"])
-    return AttentionSite(**record)
+    site = AttentionSite(**record)
+    if not isinstance(site.pattern_json, str) or not isinstance(site.lists, str):
+        raise TypeError(f"pattern or lists of site {site.node} is not a text")
+    return site
 
 
 def _tuples(record: dict[str, Any], *keys: str) -> dict[str, Any]:
