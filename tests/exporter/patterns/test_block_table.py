@@ -54,6 +54,7 @@ PATTERNS: dict[str, Pattern] = {
     "big bird": systems.big_bird(16, 3),
     "big bird etc": systems.big_bird_etc(16, 5),
     "tail": Rows(Tokens(last=5)) | Window(9, 2),
+    "tail beyond a limit": UpTo(40, All(), Rows(Tokens(last=5)) | Window(9, 2)),
     "steps": Window(8, 8, 16),
     "bounded": Window(20, 3) | Columns(Tokens(at=(2, 40))),
     "all": All(),
@@ -190,7 +191,7 @@ class Lists(torch.nn.Module):
 
 
 def test_a_traced_graph_computes_them_from_its_own_length(tmp_path: Path) -> None:
-    tables = [block_table(PATTERNS[name], 16) for name in ("strided heads", "limits in blocks", "tail")]
+    tables = [block_table(PATTERNS[name], 16) for name in ("strided heads", "tail beyond a limit")]
     shapes = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}}
     example, model = torch.zeros(2, 150), Lists(tables).eval()
     with torch.no_grad():
