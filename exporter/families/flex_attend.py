@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.attention import flex_attention as flex
 from ...plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
 from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
 from ..errors import ExportFailed
-from ..patterns import Pattern, Tokens, block_of, lower_pattern, to_json
+from ..patterns import BlockLists, Pattern, Tokens, block_of, lower_pattern, to_json
 from ..patterns.block_table import block_table
 from ..patterns.block_table_torch import traced_lists
 from .flex_documents import document_lists, tensors_of
@@ -51,22 +52,18 @@ def attend(meaning: Meaning, call: FlexArguments) -> Any:
         common["attn_mask"] = _padding(meaning, call)
     # The 3-D layout cancels the transposes that the model made around its attention.
     flat = tuple(tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value))
+    operands: tuple[torch.Tensor, ...] = flat
+    operators: tuple[Callable[..., Any], Callable[..., Any]] = sliding_window_attention, sliding_window_attention_lse
     if meaning.pattern is not None and _is_band(meaning.pattern, meaning):
         common |= _band(meaning.pattern, meaning, call)
-        both, one = sliding_window_attention_lse, sliding_window_attention
-        lists: dict[str, Any] = {}
     else:
         lists = _lists(meaning, call)
+        operands = (*flat, *(lists.pop(name) for name in BlockLists.ARRAYS[:4]))
+        operators = block_sparse_attention, block_sparse_attention_lse
+        common |= lists
         if meaning.score.bias:
             common["distance_bias"] = _distance_bias(meaning, call)
-        both, one = block_sparse_attention_lse, block_sparse_attention
-    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
-    operands = (*flat, *(lists.pop(name) for name in names if lists))
-    lse = None
-    if call.wants_lse:
-        output, lse = both(*operands, **lists, **common)
-    else:
-        output = one(*operands, **lists, **common)
+    output, lse = operators[1](*operands, **common) if call.wants_lse else (operators[0](*operands, **common), None)
     return call.result(output.unflatten(2, (heads, value.shape[3])).transpose(1, 2), lse)
 
 
@@ -85,6 +82,7 @@ def _band(pattern: Pattern, meaning: Meaning, call: FlexArguments) -> dict[str, 
     query, key = call.query, call.key
     lowering = lower_pattern(pattern, heads=query.shape[1])
     arguments = {**lowering.attributes, "is_causal": bool(lowering.attributes["is_causal"])}
+    arguments["pattern"] = to_json(pattern)
     if meaning.score.bias:
         left, right = arguments["left_window_size"], arguments["right_window_size"]
         step = arguments["dilation"][0]
