@@ -10,10 +10,11 @@ from torch.nn.attention import flex_attention as flex
 
 from ...plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
 from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
-from ..errors import ExportFailed
-from ..patterns import BlockLists, Pattern, Tokens, block_of, lower_pattern, to_json
-from ..patterns.block_table import block_table
-from ..patterns.block_table_torch import traced_lists
+from ..errors import ExportFailed, InvalidRequest
+from ..pattern_attention import choose_block_size
+from ..patterns import BlockLists, Lengths, Pattern, Tokens, block_table, lower_pattern, to_json
+from ..patterns.block_table import block_kinds
+from ..patterns.block_table_torch import constant_lists, traced_lists
 from .flex_documents import document_lists, tensors_of
 from .flex_interception import FlexArguments
 from .flex_lists import FrozenLists
@@ -147,10 +148,11 @@ def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
     device, heads = call.query.device, call.query.shape[1]
     queries, keys = call.query.shape[2], call.key.shape[2]
     if meaning.pattern is not None:
-        size = meaning.block_size or block_of(meaning.pattern)
-        table = block_table(meaning.pattern, size)
+        size = _block_size(meaning.pattern, meaning.block_size)
         sizes = {"q_block_size": size, "kv_block_size": size, "pattern": to_json(meaning.pattern)}
-        return {**traced_lists(table, queries, keys, heads, device), **sizes}
+        if isinstance(queries, int) and isinstance(keys, int):
+            return {**constant_lists(meaning.pattern, Lengths(queries, keys), size, heads, device), **sizes}
+        return {**traced_lists(block_table(meaning.pattern, size), queries, keys, heads, device), **sizes}
     if meaning.documents:
         mask = _mask(meaning, call)
         numbers = tensors_of(mask)[meaning.documents]
@@ -163,6 +165,17 @@ def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
     if frozen.cut:
         arrays = _cut(arrays, (queries + tall - 1) // tall, (keys + wide - 1) // wide)
     return {**arrays, "q_block_size": tall, "kv_block_size": wide, "pattern": frozen.pattern}
+
+
+def _block_size(pattern: Pattern, wanted: int | None) -> int:
+    """The size that the model's mask has; another where blocks of that size would be of too many kinds."""
+    try:
+        if wanted is not None:
+            block_kinds(pattern, wanted)
+            return wanted
+    except InvalidRequest:
+        pass
+    return choose_block_size(pattern)
 
 
 def _cut(arrays: dict[str, torch.Tensor], rows: Any, columns: Any) -> dict[str, torch.Tensor]:
