@@ -12,9 +12,9 @@ from .bundle import MANIFEST_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest
 from .manifest import fixed_length
-from .site_graph import SiteGraph
-from .site_kind import Unknown
-from .sites import AttentionSite, StandardSite
+from .sites.graph import SiteGraph
+from .sites.kind import Unknown
+from .sites.record import AttentionSite, StandardSite
 from .sources import SourceRequest
 
 DEFAULT_LENGTH = 4096

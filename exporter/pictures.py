@@ -15,10 +15,10 @@ from .errors import EnvironmentLacks, InvalidRequest
 from .inspection import Inspection, SiteReport
 from .masks import Scale, scale_for
 from .patterns import Lengths, Pattern, to_json
-from .recorded_patterns import picture_of
-from .site_groups import fold_alike, name_of
-from .site_kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells, Unknown
-from .sites import AttentionSite
+from .sites.groups import fold_alike, name_of
+from .sites.kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells, Unknown
+from .sites.record import AttentionSite
+from .sites.recorded_pattern import picture_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ class Panel:
         title: The layers, and the heads where their dilations differ.
         pattern: The pattern in words.
         density: Counted pairs over all pairs, of all heads, at the inspection's length; None where unknown.
-        cells: (n, n) of `UNSEEN`, `SEEN`, `GLOBAL` and `PARTLY` (`site_kind`); row = query, column = key.
+        cells: (n, n) of `UNSEEN`, `SEEN`, `GLOBAL` and `PARTLY` (`sites.kind`); row = query, column = key.
     """
 
     title: str

@@ -17,7 +17,7 @@ from .families.examples import Examples, carry
 from .graph_io import name_dimensions, read_interface, save_model
 from .lowering import lower
 from .manifest import Manifest
-from .sites import AttentionSite, StandardSite, find_sites
+from .sites.record import AttentionSite, StandardSite, find_sites
 from .sources import Source, SourceRequest, load_source
 from .versions import installed_versions
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .conversion import Conversion
 from .errors import ExportFailed, NothingReplaced
 from .families import Family
-from .sites import longspan_nodes
+from .sites.record import longspan_nodes
 from .sources import Source
 from .sources.base import BATCH, SEQUENCE
 

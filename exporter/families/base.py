@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..conversion import Conversion
-    from ..sites import StandardSite
+    from ..sites.record import StandardSite
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..sites import StandardSite
+from ..sites.record import StandardSite
 from .base import Family, modules_of_class, replaced
 
 if TYPE_CHECKING:

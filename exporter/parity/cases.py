@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import InvalidRequest
 from ..manifest import Manifest
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 from .inputs import GLOBALS, PADDINGS
 
 LONGEST = 8192
@@ -52,7 +52,7 @@ def sweep_lengths(
 ) -> tuple[int, ...]:
     """Lengths to check, ascending: 1, those around which a site's behaviour changes, and the longest.
 
-    What the lengths of a site are, its operator says: `window_sites`, `block_sparse_sites`.
+    What the lengths of a site are, its operator says: `sites.window`, `sites.block_sparse`.
 
     Args:
         sites: The attention sites.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from ..site_groups import in_words
+from ..sites.groups import in_words
 from .judging import ORIGINAL
 from .report import CaseReport, CheckReport, Judged, OutputReport, PathReport
 

@@ -22,7 +22,7 @@ from ..bundle import Bundle
 from ..errors import EnvironmentLacks, ExportFailed
 from ..manifest import Manifest
 from ..runtime_names import expansions
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 from .inputs import Feed, numpy_type
 
 if TYPE_CHECKING:

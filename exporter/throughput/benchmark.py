@@ -19,7 +19,7 @@ from ..manifest import Manifest
 from ..parity.inputs import draw_inputs
 from ..reports.bench_page import bench_page
 from ..reports.files import write_atomically
-from ..site_groups import in_words
+from ..sites.groups import in_words
 from ..sources.reload import Consent
 from .comparison import REGRESSION, check_comparable, compare
 from .diagnosis import diagnose, weaknesses

@@ -15,7 +15,6 @@ from longspan.exporter import SourceRequest, check, export, inspect
 from longspan.exporter.bundle import MODEL_FILE, Bundle
 from longspan.exporter.errors import InvalidRequest
 from longspan.exporter.inspection import Inspection, SiteReport, _checked
-from longspan.exporter.listed_blocks import ListedBlocks
 from longspan.exporter.lowering import lower
 from longspan.exporter.masks import Scale
 from longspan.exporter.parity.cases import sweep_lengths
@@ -34,10 +33,11 @@ from longspan.exporter.patterns import (
 )
 from longspan.exporter.pictures import panels
 from longspan.exporter.reports.check_page import check_page
-from longspan.exporter.site_graph import SiteGraph, Sizes
-from longspan.exporter.site_groups import in_words
-from longspan.exporter.site_kind import PARTLY, SEEN, UNSEEN, Unknown
-from longspan.exporter.sites import AttentionSite
+from longspan.exporter.sites.graph import SiteGraph, Sizes
+from longspan.exporter.sites.groups import in_words
+from longspan.exporter.sites.kind import PARTLY, SEEN, UNSEEN, Unknown
+from longspan.exporter.sites.listed_blocks import ListedBlocks
+from longspan.exporter.sites.record import AttentionSite
 from longspan.exporter.throughput.roofline import AttentionWork
 
 from .block_sparse_models import BLOCK, PATTERN, write_factory

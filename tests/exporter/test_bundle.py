@@ -16,7 +16,7 @@ from longspan.exporter.bundle import Bundle, check_destination, reserved
 from longspan.exporter.conversion import Conversion
 from longspan.exporter.errors import BundleCorrupted, ExportFailed, InvalidRequest
 from longspan.exporter.manifest import InputRecord, Manifest, OutputRecord, SourceRecord
-from longspan.exporter.sites import AttentionSite, Rung
+from longspan.exporter.sites.record import AttentionSite, Rung
 
 MANIFEST = Manifest(
     source=SourceRecord("config", "config.json", "BertModel", {"config.json": "00"}, inputs=("input_ids",)),

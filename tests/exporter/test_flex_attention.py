@@ -19,7 +19,7 @@ from longspan.exporter.families.flex_survey import survey
 from longspan.exporter.manifest import SourceRecord
 from longspan.exporter.parity.oracle import float64_arithmetic, float64_copy
 from longspan.exporter.patterns import Tabulated
-from longspan.exporter.sites import longspan_nodes
+from longspan.exporter.sites.record import longspan_nodes
 from longspan.exporter.sources import Source
 from longspan.exporter.sources.base import record_input
 from torch import nn

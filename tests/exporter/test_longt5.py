@@ -12,7 +12,7 @@ import torch
 from longspan.exporter.conversion import UNCHANGED
 from longspan.exporter.families import family_by_name, find_family
 from longspan.exporter.families import longt5 as adapter
-from longspan.exporter.sites import longspan_nodes
+from longspan.exporter.sites.record import longspan_nodes
 from longspan.exporter.sources import Source
 
 from .family_checks import (
