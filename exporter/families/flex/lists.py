@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.nn.attention import flex_attention as flex
 
-from ..patterns import BlockLists, Explicit, Lengths, Pattern, PerHead, build_lists, to_json
+from ...patterns import BlockLists, Explicit, Lengths, Pattern, PerHead, build_lists, to_json
 from .mask_mods import Grids, MaskValues
 from .score_mods import Sizes
 

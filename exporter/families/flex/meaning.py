@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch.nn.attention import flex_attention as flex
 
-from ..errors import ExportFailed
-from ..patterns import Lengths, Pattern
-from .flex_lists import FrozenLists
+from ...errors import ExportFailed
+from ...patterns import Lengths, Pattern
+from .lists import FrozenLists
 from .mask_mods import Grids, MaskMod, Reach, read_pattern
 from .score_mods import ScoreMod, ScoreParts, Sizes, hides
 

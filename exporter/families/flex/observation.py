@@ -13,12 +13,12 @@ import torch
 from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import ExportFailed
-from .flex_documents import keeps_documents_apart, tensors_of
-from .flex_interception import DeclaredMask, FlexArguments, with_listed
-from .flex_lists import FrozenLists, frozen_lists, own_lists
-from .flex_meaning import Call, combined
+from ...errors import ExportFailed
+from .documents import keeps_documents_apart, tensors_of
+from .interception import DeclaredMask, FlexArguments, with_listed
+from .lists import FrozenLists, frozen_lists, own_lists
 from .mask_mods import Grids, MaskMod, MaskValues, read_pattern
+from .meaning import Call, combined
 from .score_mods import ScoreMod, ScoreParts, Sizes, read_score_mod
 
 _SHAPE_ONLY = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided")
@@ -39,7 +39,7 @@ class Reading(enum.Enum):
 
 
 def observe(layer: str, call: FlexArguments, descent: Descent, reading: Reading) -> Call:
-    """Ask a call's functions for all that `flex_meaning` compares between runs.
+    """Ask a call's functions for all that `meaning` compares between runs.
 
     Args:
         layer: The module that calls.

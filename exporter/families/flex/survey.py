@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from ..errors import ExportFailed
-from ..parity.oracle import float64_arithmetic
-from .examples import Examples, examples_of
-from .exportable import exportable
-from .flex_interception import FlexArguments, intercepted
-from .flex_meaning import Call, Meaning, read_meaning
-from .flex_observation import Descent, Reading, observe
+from ...errors import ExportFailed
+from ...parity.oracle import float64_arithmetic
+from ..examples import Examples, examples_of
+from ..exportable import exportable
+from .interception import FlexArguments, intercepted
+from .meaning import Call, Meaning, read_meaning
+from .observation import Descent, Reading, observe
 
 _KEPT = "_longspan_flex_survey"
 _LONGER = (37, -61, 811)

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch.nn.attention import flex_attention as flex
 
-from ...plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
-from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
-from ..errors import ExportFailed, InvalidRequest
-from ..pattern_attention import choose_block_size
-from ..patterns import BlockLists, Lengths, Pattern, Tokens, block_table, lower_pattern, to_json
-from ..patterns.block_table import block_kinds
-from ..patterns.block_table_torch import constant_lists, traced_lists
-from .flex_documents import document_lists, tensors_of
-from .flex_interception import FlexArguments
-from .flex_lists import FrozenLists
-from .flex_meaning import Meaning, combined
+from ....plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
+from ....plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
+from ...errors import ExportFailed, InvalidRequest
+from ...pattern_attention import choose_block_size
+from ...patterns import BlockLists, Lengths, Pattern, Tokens, block_table, lower_pattern, to_json
+from ...patterns.block_table import block_kinds
+from ...patterns.block_table_torch import constant_lists, traced_lists
+from .documents import document_lists, tensors_of
+from .interception import FlexArguments
+from .lists import FrozenLists
 from .mask_mods import MaskMod
+from .meaning import Meaning, combined
 from .score_mods import bias_at
 
 _FARTHEST_BIAS = 1 << 14

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ExportFailed
+from ...errors import ExportFailed
 from .mask_mods import Integers, MaskMod, MaskValues, Seen
 
 ScoreMod = Callable[..., Any]
