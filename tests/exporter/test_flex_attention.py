@@ -14,8 +14,8 @@ from longspan.exporter.conversion import UNCHANGED
 from longspan.exporter.errors import ExportFailed
 from longspan.exporter.families import find_family
 from longspan.exporter.families.examples import Examples, carry
-from longspan.exporter.families.flex_attention import FLEX_ATTENTION
-from longspan.exporter.families.flex_survey import survey
+from longspan.exporter.families.flex.family import FLEX_ATTENTION
+from longspan.exporter.families.flex.survey import survey
 from longspan.exporter.manifest import SourceRecord
 from longspan.exporter.parity.oracle import float64_arithmetic, float64_copy
 from longspan.exporter.patterns import Tabulated

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from longspan.exporter.families.mask_mods import Grids, MaskValues, Reach, read_pattern
+from longspan.exporter.families.flex.mask_mods import Grids, MaskValues, Reach, read_pattern
 from longspan.exporter.patterns import (
     All,
     Blocked,

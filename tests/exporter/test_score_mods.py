@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from longspan.exporter.errors import ExportFailed
-from longspan.exporter.families.score_mods import ScoreParts, Sizes, bias_at, read_score_mod
+from longspan.exporter.families.flex.score_mods import ScoreParts, Sizes, bias_at, read_score_mod
 
 HEADS, LENGTH = 4, 150
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
