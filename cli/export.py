@@ -37,9 +37,11 @@ def command(model: str, out: Path, force: bool, **options: object) -> int:
     lines = [*pattern_lines(manifest.sites), *lowering_lines(manifest.sites)]
     for line in [*lines, *standard_lines(manifest.standard_sites)]:
         terminal.print(line, soft_wrap=True, markup=False)
+    count = len(manifest.sites)
+    replaced = "1 site" if count == 1 else f"{count} sites"
     limit = f"up to {manifest.max_length:,} tokens" if manifest.max_length else "any length"
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 2**20
-    terminal.print(f"{bundle.path}: {len(manifest.sites)} sites replaced, {limit}, {size:,.1f} MiB")
+    terminal.print(f"{bundle.path}: {replaced} replaced, {limit}, {size:,.1f} MiB")
     if manifest.approximation:
         terminal.print(f"approximates the original: {manifest.approximation}")
     terminal.print(f"next: longspan check {bundle.path}")
