@@ -82,13 +82,19 @@ def plan(
             sizes[size] = inputs[name][axis]
     if shapes.seq_q + shapes.seq_k >= SIZE_LIMIT:
         raise NoKernel(f"S_q + S_k = {shapes.seq_q + shapes.seq_k}: GPU kernels go up to {SIZE_LIMIT - 1}")
+    defaults = {a.name: a.default for a in definition_of(recipe.site.operator).attributes}
+    attributes: dict[str, Any] = {**defaults, **recipe.site.attributes}
+    if "left_window_size" in attributes:
+        everything = shapes.seq_q + shapes.seq_k
+        left, right = attributes["left_window_size"], attributes["right_window_size"]
+        sizes["LEFT"] = everything if left < 0 else left
+        sizes["RIGHT"] = 0 if attributes["is_causal"] else everything if right < 0 else right
     path = next(path for path in recipe.paths if evaluate(path.condition, sizes))
     for name, expression in path.sizes:
         sizes[name] = evaluate(expression, sizes)
-    attributes = {a.name: a.default for a in definition_of(recipe.site.operator).attributes}
     scalars = {
         name: float(value) if isinstance(value, float) else value
-        for name, value in {**attributes, **recipe.site.attributes}.items()
+        for name, value in attributes.items()
         if isinstance(value, (int, float))
     }
     scalars["scale"] = 1.0 / math.sqrt(shapes.head_size) if scale is None else scale

@@ -9,7 +9,8 @@ A launcher needs nothing but this record: it evaluates the expressions (`longspa
 parameter by its meaning, and launches. It never reads anything back.
 
 Sizes that expressions may name: ``B``, ``H_q``, ``H_kv``, ``S_q``, ``S_k``, ``D``, ``D_v``; ``SMS``, the
-multiprocessors of the device; for BlockSparseAttention ``W`` and ``W_full`` (widths of the lists) and ``M`` (number of
+multiprocessors of the device; for SlidingWindowAttention ``LEFT`` and ``RIGHT``, the window sizes (S_q + S_k where the
+attribute is -1; RIGHT is 0 where the node is causal), so that one recipe serves every window; for BlockSparseAttention ``W`` and ``W_full`` (widths of the lists) and ``M`` (number of
 block masks); and the sizes that the path itself defines, in order (`Path.sizes`). Each must be below 2**30, and a grid
 with a 0 is not launched.
 

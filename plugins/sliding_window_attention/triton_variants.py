@@ -160,13 +160,10 @@ class _Recipes:
                       for i in range(0, len(counts), 16)]  # fmt: skip
         return counts[0]
 
-    def _band_keys(self, rows: int) -> str:
+    @staticmethod
+    def _band_keys(rows: int) -> str:
         """Keys that a tile sees, at most."""
-        left, right = (
-            self.attributes.left_window_size,
-            0 if self.attributes.is_causal else (self.attributes.right_window_size),
-        )
-        return "S_k" if left < 0 or right < 0 else f"min(S_k, {left + right + rows})"
+        return f"min(S_k, LEFT + RIGHT + {rows})"
 
     @staticmethod
     def _splits(programs: str, keys: str, block_n: int) -> str:
