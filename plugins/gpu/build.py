@@ -37,10 +37,16 @@ def precision(site: KernelSite) -> str:
     return "tf32" if site.allow_tf32 else "ieee"
 
 
+_EDITED = {"band_bias", "spans", "global_mask", "block_masks", "q_positions", "distance_bias"}
+"""Inputs that make the loops do more to a score than scale it."""
+
+
 def tile_for(site: KernelSite, architecture: int, kind: str) -> Tile:
     """The tuned tile of a site; `kind` is ``"whole"`` or ``"split"``."""
     from .tuned import TUNED
 
+    if _EDITED & set(site.inputs) or site.attributes.get("softcap", 0):
+        kind += ", edited scores"
     width = max(padded(site.head_size), padded(site.v_head_size))
     return TUNED[architecture, kind, ELEMENT_SIZES[site.dtype], width]
 

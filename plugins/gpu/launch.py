@@ -77,9 +77,13 @@ def plan(
         "B": shapes.batch, "H_q": shapes.q_num_heads, "H_kv": shapes.kv_num_heads, "S_q": shapes.seq_q,
         "S_k": shapes.seq_k, "D": shapes.head_size, "D_v": shapes.v_head_size, "SMS": multiprocessors,
     }  # fmt: skip
-    for size, name, axis in (("W", "kv_indices", 3), ("W_full", "full_kv_indices", 3), ("M", "block_masks", 0)):
-        if name in inputs:
-            sizes[size] = inputs[name][axis]
+    if "kv_indices" in inputs:
+        counts = inputs["kv_num_blocks"], inputs["full_kv_num_blocks"]
+        sizes |= {
+            "W": inputs["kv_indices"][3], "W_full": inputs["full_kv_indices"][3],
+            "M": inputs["block_masks"][0] if "block_masks" in inputs else 0,
+            "B_lists": max(shape[0] for shape in counts), "H_lists": max(shape[1] for shape in counts),
+        }  # fmt: skip
     if shapes.seq_q + shapes.seq_k >= SIZE_LIMIT:
         raise NoKernel(f"S_q + S_k = {shapes.seq_q + shapes.seq_k}: GPU kernels go up to {SIZE_LIMIT - 1}")
     defaults = {a.name: a.default for a in definition_of(recipe.site.operator).attributes}
@@ -182,11 +186,11 @@ def site_of(
     lse: bool,
 ) -> KernelSite:  # fmt: skip
     """The site of a call with the given operands."""
-    lists = inputs.get("kv_indices")
+    counts = [inputs[name] for name in ("kv_num_blocks", "full_kv_num_blocks") if name in inputs]
     return KernelSite(
         operator=operator, dtype=dtype, head_size=shapes.head_size, v_head_size=shapes.v_head_size,
         heads=shapes.q_num_heads, kv_heads=shapes.kv_num_heads, inputs=tuple(inputs), attributes=dict(attributes),
-        lse=lse, lists_per_head=lists is not None and lists[1] > 1,
+        lse=lse, lists_per_head=any(shape[1] > 1 for shape in counts),
     )  # fmt: skip
 
 

@@ -99,7 +99,8 @@ def first_softmax(sinks, heads, present, counts, BLOCK_M: tl.constexpr):
     Of the parts that a row is split into, only one may count it.
     """
     if sinks is not None:
-        sink = tl.load(sinks + heads, mask=present & counts, other=float("-inf")).to(tl.float32) * LOG2_E
+        sink = tl.load(sinks + heads, mask=present, other=float("-inf")).to(tl.float32) * LOG2_E
+        sink = tl.where(counts, sink, float("-inf"))
         top = tl.maximum(sink, LOWEST)
         total = tl.math.exp2(sink - top)
     else:
@@ -119,11 +120,11 @@ def normalised(acc, top, total):
 
 @triton.jit
 def valid_length(nonpad_kv_seqlen, status, batch, keys):
-    """Number of valid keys of a batch entry; a value out of range is clamped, and reported in `status`."""
+    """Number of valid keys of a batch entry; a value out of range is clamped, and reported where `status` is given."""
     if nonpad_kv_seqlen is not None:
         given = tl.load(nonpad_kv_seqlen + batch)
-        wrong = (given < 0) | (given > keys)
-        tl.atomic_max(status, batch + 1, mask=wrong)
+        if status is not None:
+            tl.atomic_max(status, batch + 1, mask=(given < 0) | (given > keys))
         length = tl.minimum(tl.maximum(given, 0), keys).to(tl.int32)
     else:
         length = keys

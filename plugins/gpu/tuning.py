@@ -1,8 +1,9 @@
 """Choose tile sizes by arithmetic, and write them down in ``tuned.py``: ``python -m longspan.plugins.gpu.tuning``.
 
 A tile must fit an architecture's shared memory (`SHARED_MEMORY`) and, in registers, its accumulator and its scores. Of
-those that fit, the largest wins, where a second block per multiprocessor counts more than a deeper pipeline. These are
-starting points that need no GPU to find; nobody has measured them, and the table says so.
+those that fit, the largest wins, where a second block per multiprocessor counts more than a deeper pipeline. Kernels
+that do more to a score than scale it have kinds of their own, with smaller tiles. These are starting points that need
+no GPU to find; nobody has measured them, and the table says so.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ SHARED_MEMORY = {
 WIDTHS = (16, 32, 64, 128, 256)
 """Padded head sizes."""
 
-_REGISTERS = 160
-"""Registers a thread may spend on accumulator and scores; about 90 more hold pointers, operands and row state."""
+KINDS = ("whole", "whole, edited scores", "split", "split, edited scores")
+"""For many rows and for few; plain, and with a bias, a soft cap, spans, block masks, positions or global keys."""
+
+_REGISTERS = 115
+_REGISTERS_EDITED = 80
+"""Registers a thread may spend on accumulator and scores, so that the rest (pointers, operands, row state, and what is
+added to the scores) does not spill: as far as compiling shows it."""
 
 
 def shared_bytes(tile: Tile, width: int, element: int) -> int:
@@ -51,14 +57,14 @@ def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
 
     Args:
         architecture: Compute capability.
-        kind: ``"whole"`` for many rows, ``"split"`` for few.
+        kind: One of `KINDS`.
         element: Bytes of an element of T.
         width: Padded head size, the larger of D's and D_v's.
 
     Raises:
         ValueError: nothing fits.
     """
-    fitting = [tile for tile in _candidates(kind, element) if _fits(tile, architecture, element, width)]
+    fitting = [tile for tile in _candidates(kind, element) if _fits(tile, architecture, kind, element, width)]
     if not fitting:
         raise ValueError(f"no tile for sm_{architecture}, {kind}, {element} bytes, width {width}")
     per_sm = SHARED_MEMORY[architecture][1]
@@ -76,25 +82,26 @@ def _candidates(kind: str, element: int) -> Iterator[Tile]:
     stages: tuple[int, ...]
     if element == 4:  # products on the plain units: a thread holds both operands too
         rows, keys, stages = (32, 16), (32, 16), (2, 1)
-    elif kind == "whole":
+    elif kind.startswith("whole"):
         rows, keys, stages = (128, 64), (64, 32), (3, 2)
     else:
         rows, keys, stages = (16,), (128, 64, 32), (4, 3, 2)
-    if kind == "split" and element == 4:
+    if kind.startswith("split") and element == 4:
         rows = (16,)
-    # At most 64 keys a tile: a window's ends waste half a tile of keys per side.
+    # A window's ends waste half a tile of keys on each side: no more than 64 keys where there are many rows.
     for block_m, block_n, warps, num_stages in product(rows, keys, (4, 8), stages):
         yield Tile(block_m, block_n, warps, num_stages)
 
 
-def _fits(tile: Tile, architecture: int, element: int, width: int) -> bool:
+def _fits(tile: Tile, architecture: int, kind: str, element: int, width: int) -> bool:
     limit = SHARED_MEMORY[architecture][0] * 1024
-    return shared_bytes(tile, width, element) <= limit and registers(tile, width) <= _REGISTERS
+    allowed = _REGISTERS_EDITED if kind.endswith("edited scores") else _REGISTERS
+    return shared_bytes(tile, width, element) <= limit and registers(tile, width) <= allowed
 
 
 def table() -> dict[tuple[int, str, int, int], Tile]:
     """Every line: (architecture, kind, element size, width) → tile."""
-    keys = product(SHARED_MEMORY, ("whole", "split"), (2, 4), WIDTHS)
+    keys = product(SHARED_MEMORY, KINDS, (2, 4), WIDTHS)
     return {key: choose(*key) for key in keys}
 
 

@@ -10,8 +10,10 @@ parameter by its meaning, and launches. It never reads anything back.
 
 Sizes that expressions may name: ``B``, ``H_q``, ``H_kv``, ``S_q``, ``S_k``, ``D``, ``D_v``; ``SMS``, the
 multiprocessors of the device; for SlidingWindowAttention ``LEFT`` and ``RIGHT``, the window sizes (S_q + S_k where the
-attribute is -1; RIGHT is 0 where the node is causal), so that one recipe serves every window; for BlockSparseAttention ``W`` and ``W_full`` (widths of the lists) and ``M`` (number of
-block masks); and the sizes that the path itself defines, in order (`Path.sizes`). Each must be below 2**30, and a grid
+attribute is -1; RIGHT is 0 where the node is causal), so that one recipe serves every window; for BlockSparseAttention
+``W`` and ``W_full`` (last axis of kv_indices and full_kv_indices), ``M`` (block masks; 0 without), ``B_lists`` and
+``H_lists`` (the larger of the first axes, and of the second axes, of kv_num_blocks and full_kv_num_blocks); and the
+sizes that the path itself defines, in order (`Path.sizes`). Each must be below 2**31, S_q + S_k below 2**30, and a grid
 with a 0 is not launched.
 
 Meaning of parameters, ``kind:what``:
@@ -272,6 +274,10 @@ def variants_for(site: KernelSite, architecture: int) -> Recipe:
         from ..sliding_window_attention import triton_variants as window
 
         return window.recipe(site, architecture)
+    if site.operator == "BlockSparseAttention":
+        from ..block_sparse_attention import triton_variants as lists
+
+        return lists.recipe(site, architecture)
     raise NoKernel(f"{site.operator} has no GPU kernel")
 
 

@@ -212,7 +212,7 @@ def window_forward(
             left = tl.minimum(left, longest)
             right = tl.minimum(right, longest)
 
-    part = 0
+    part = tl.full([], 0, tl.int32)
     parts = 1
     if SPLIT:
         part = tl.program_id(1)
