@@ -268,7 +268,7 @@ def block_sparse_forward(
 
     masked_full = full_steps - full_begin
     if not always_masked:
-        whole = length == blocks * KV_BLOCK
+        whole = (length == blocks * KV_BLOCK) & (length > 0)
         masked_full = tl.where(whole, 0, masked_full)
         whole_steps = tl.where(whole, full_steps, full_begin)
         # The next block is looked up while this one is computed.

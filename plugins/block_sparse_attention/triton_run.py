@@ -64,7 +64,8 @@ def block_sparse_attention(
         NoKernel: no kernel covers the call.
     """
     planned = plan(operands, attributes, lse=lse)
-    y, log_sum, status = launch.run(planned, operands)
+    buffers = launch.allocate(planned, operands["Q"].device)
+    results = launch.run(planned, operands, buffers)
     if check:
-        launch.check_status(status, planned.inputs)
-    return y, log_sum
+        launch.check_status(buffers.get("status"), planned.inputs)
+    return results

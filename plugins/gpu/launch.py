@@ -105,15 +105,33 @@ def plan(
     return LaunchPlan(recipe, path, sizes, shapes, dict(inputs), scalars)
 
 
-def run(plan: LaunchPlan, operands: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+def allocate(plan: LaunchPlan, device: torch.device) -> dict[str, torch.Tensor]:
+    """The plan's buffers by name; for `run`, which may use them again and again."""
+    import torch
+
+    # One element more, so that no pointer is null when a size is 0.
+    return {
+        buffer.name: torch.empty(
+            evaluate(buffer.elements, plan.sizes) + 1,
+            dtype=torch.float32 if buffer.type == "fp32" else torch.int32,
+            device=device,
+        )
+        for buffer in plan.path.buffers
+    }
+
+
+def run(
+    plan: LaunchPlan, operands: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Launch every kernel of a plan.
 
     Args:
         plan: From `plan`, for the shapes of these operands.
         operands: Inputs by formal name, on one device; made contiguous where they are not.
+        buffers: From `allocate`; new ones where they are not given.
 
     Returns:
-        (Y, lse or None, status buffer or None). The status buffer is still being written by the device; see `STATUS`.
+        (Y, lse or None), still being written by the device, as is the buffer ``status``.
     """
     import torch
 
@@ -122,12 +140,11 @@ def run(plan: LaunchPlan, operands: Mapping[str, torch.Tensor]) -> tuple[torch.T
     given = {name: _as_read(name, tensor) for name, tensor in operands.items()}
     y = torch.empty(plan.shapes.output, dtype=dtype, device=device)
     lse = torch.empty(plan.shapes.lse, dtype=torch.float32, device=device) if site.lse else None
-    buffers = {}
+    if buffers is None:
+        buffers = allocate(plan, device)
     for buffer in plan.path.buffers:
-        kind = torch.float32 if buffer.type == "fp32" else torch.int32
-        make = torch.zeros if buffer.zeroed else torch.empty
-        # One element more, so that no pointer is null when a size is 0.
-        buffers[buffer.name] = make(evaluate(buffer.elements, plan.sizes) + 1, dtype=kind, device=device)
+        if buffer.zeroed:
+            buffers[buffer.name].zero_()
     pointers: dict[str, Any] = {f"input:{name}": tensor for name, tensor in given.items()}
     pointers |= {f"buffer:{name}": tensor for name, tensor in buffers.items()}
     pointers |= {"output:Y": y, "output:lse": lse}
@@ -137,7 +154,7 @@ def run(plan: LaunchPlan, operands: Mapping[str, torch.Tensor]) -> tuple[torch.T
             continue
         arguments = {p.name: _argument(plan, p.meaning, pointers) for p in kernel.parameters}
         load(kernel)[grid](**arguments, **kernel.constexprs, num_warps=kernel.num_warps, num_stages=kernel.num_stages)
-    return y, lse, buffers.get("status")
+    return y, lse
 
 
 def load(kernel: KernelVariant) -> Any:
@@ -161,7 +178,7 @@ def check_status(status: torch.Tensor | None, inputs: Mapping[str, tuple[int, ..
     """Raise what the kernels found out of range. Waits for the device.
 
     Args:
-        status: Third result of `run`.
+        status: The buffer of that name after `run`; None where the plan has none.
         inputs: Shape of each input that is present, by formal name.
 
     Raises:
