@@ -1,4 +1,4 @@
-"""Time SlidingWindowAttention's CPU kernel against its floor and its peers, in one process.
+"""Time the CPU kernels against their floor and their peers, in one process.
 
 The floor is the time that torch's sgemm would need for the same floating-point operations, measured in this very run.
 All contestants run with the same number of threads; their repetitions are interleaved, so that a machine that is busy
@@ -8,7 +8,8 @@ On a busy machine wall-clock time says little: a product that waits for its slow
 that hands out small tasks. The share of the floor is therefore given in processor time as well, against sgemm on one
 thread.
 
-    python benchmarks/cpu_attention.py                  # cases a and b, cost of the options, scaling with the length
+    python benchmarks/cpu_attention.py                  # all of these: cases a, b, d and layout, what options and
+                                                        # twice the blocks cost, scaling with the length
     python benchmarks/cpu_attention.py --case a --quick
     python benchmarks/cpu_attention.py --case c --slow --json out.json
 """
@@ -20,28 +21,33 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cpu_block_sparse
+import cpu_contest
 import numpy as np
-import numpy.typing as npt
-import onnx
+from cpu_contest import (
+    MUST_FLOOR,
+    ONE_THREAD,
+    Array,
+    Floor,
+    Run,
+    compare_options,
+    interleave,
+    node_session,
+    record,
+    sgemm,
+    table,
+)
 from longspan.exporter.throughput.machine import describe_machine
-from longspan.plugins import operator, ort_library_path
 from longspan.plugins.sliding_window_attention.definition import Attributes, cost, infer_shapes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
-from onnx import TensorProto, helper
-
-Array = npt.NDArray[Any]
-Run = Callable[[], Array]
+from onnx import helper
 
 SCALING_LENGTHS = (4096, 8192, 16384, 32768, 65536)
-SGEMM_SIZE = 1536
-ONE_THREAD = "sgemm, 1 thread"
-PAUSE_SECONDS = 0.1  # lets the worker threads of one library fall asleep before the next is timed
 
 
 @dataclass(frozen=True)
@@ -85,78 +91,15 @@ SITES = {
     "c": Site(1, 32, 8, 32768, 128, 4095, 0, causal=True),
     "tiny": Site(1, 4, 2, 300, 32, 32, 32),  # no anchor: whether this program works
 }
-MUST_FLOOR, STRETCH_FLOOR = 0.6, 0.8
 MUST_RATIO = {"flex_attention": 1.9, "GroupQueryAttention": 4.0}
-MUST_OPTION, MUST_SLOPE = 1.05, 1.05
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of each repetition, in order: on the clock, and of processor time over all threads."""
-
-    seconds: tuple[float, ...]
-    cpu_seconds: tuple[float, ...]
-
-    @property
-    def best(self) -> float:
-        """The fastest repetition: the one that other processes disturbed least."""
-        return min(self.seconds)
-
-    @property
-    def median(self) -> float:
-        """The middle repetition."""
-        return float(np.median(self.seconds))
-
-    def __str__(self) -> str:
-        columns = (self.best, self.median, max(self.seconds), min(self.cpu_seconds))
-        return " ".join(f"{seconds * 1e3:9.2f}" for seconds in columns)
-
-
-def interleave(contestants: Mapping[str, Run], repetitions: int) -> dict[str, Timing]:
-    """Time each contestant `repetitions` times, in turns, after one run to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for repetition in range(repetitions + 1):
-        for name, run in contestants.items():
-            time.sleep(PAUSE_SECONDS)
-            # On one thread nothing but the caller's own time counts, whatever other pools still spin.
-            clock = time.thread_time if name == ONE_THREAD else time.process_time
-            start, cpu_start = time.perf_counter(), clock()
-            run()
-            end, cpu_end = time.perf_counter(), clock()
-            if repetition:
-                seconds[name].append(end - start)
-                cpu_seconds[name].append(cpu_end - cpu_start)
-    return {name: Timing(tuple(seconds[name]), tuple(cpu_seconds[name])) for name in contestants}
-
-
-def node_session(node: onnx.NodeProto, feeds: Mapping[str, Array], threads: int, library: bool) -> Run:
-    """A function that runs the one-node model through ONNX Runtime and returns its first output."""
-    import onnxruntime as ort
-
-    types = {"f": TensorProto.FLOAT, "b": TensorProto.BOOL}
-    kinds = {name: types.get(array.dtype.kind, TensorProto.INT32) for name, array in feeds.items()}
-    inputs = [helper.make_tensor_value_info(name, kinds[name], array.shape) for name, array in feeds.items()]
-    graph = helper.make_graph(
-        [node], "node", inputs, [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)]
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(node.domain, 1)]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    if library:
-        options.register_custom_ops_library(ort_library_path())
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, feeds)[0]
+MUST_SLOPE = 1.05
+OTHERS = ("options", "block-options", "doubling", "scaling")
+DEFAULT = ("a", "b", "d", "layout", *OTHERS)
 
 
 def kernel(operands: Mapping[str, Array], attributes: Mapping[str, Any], threads: int, **optional: Array) -> Run:
     """The operator through ONNX Runtime."""
-    feeds = {**operands, **optional}
-    definition = operator("SlidingWindowAttention")
-    names = [tensor.name if tensor.name in feeds else "" for tensor in definition.inputs]
-    node = helper.make_node(definition.name, names, ["Y"], domain=definition.domain, **attributes)
-    return node_session(node, feeds, threads, library=True)
+    return cpu_contest.kernel("SlidingWindowAttention", {**operands, **optional}, attributes, threads)
 
 
 def group_query_attention(site: Site, operands: Mapping[str, Array], threads: int) -> Run:
@@ -179,20 +122,6 @@ def group_query_attention(site: Site, operands: Mapping[str, Array], threads: in
     run = node_session(node, {name: np.ascontiguousarray(array) for name, array in feeds.items()}, threads, False)
     split = (site.batch, site.length, site.heads, site.size)
     return lambda: run().reshape(split).transpose(0, 2, 1, 3)  # a view
-
-
-def sgemm(threads: int) -> Run:
-    """A square product through torch, on so many threads."""
-    import torch
-
-    a, b = torch.randn(2, SGEMM_SIZE, SGEMM_SIZE)
-    out = torch.empty_like(a)
-
-    def run() -> Array:
-        torch.set_num_threads(threads)
-        return torch.mm(a, b, out=out).numpy()
-
-    return run
 
 
 def _window(site: Site) -> Callable[..., Any]:
@@ -268,19 +197,12 @@ def run_case(name: str, threads: int, repetitions: int, quick: bool) -> dict[str
         errors |= check(causal, operands, pair)
         contestants |= pair
     timings = interleave({ONE_THREAD: sgemm(1), "sgemm": sgemm(threads), **contestants}, repetitions)
-    rate = 2 * SGEMM_SIZE**3 / timings["sgemm"].best
-    floor = site.flops() / rate
     ours = timings["longspan"]
+    floor = Floor.of(site.flops(), timings, "longspan")
     print(f"\ncase {name}: {site}")
-    print(f"{'':22}{'best ms':>9} {'median':>9} {'worst':>9} {'best CPU':>9}   error")
-    for contestant, timing in timings.items():
-        error = f"{errors[contestant]:.1e}" if contestant in errors else ""
-        print(f"{contestant:22}{timing}   {error}")
-    share = floor / ours.best
-    cpu_share = site.flops() / (2 * SGEMM_SIZE**3) * min(timings[ONE_THREAD].cpu_seconds) / min(ours.cpu_seconds)
-    print(f"sgemm {rate / 1e9:.0f} GFLOP/s, floor {floor * 1e3:.1f} ms: {share:.0%} of the floor, "
-          f"in processor time {cpu_share:.0%} (must {MUST_FLOOR:.0%}, stretch {STRETCH_FLOOR:.0%})")  # fmt: skip
-    verdicts = {"floor": share >= MUST_FLOOR}
+    table(timings, errors)
+    print(floor)
+    verdicts = {"floor": floor.floor_share >= MUST_FLOOR}
     ratios = {}
     for peer in [peer for peer in timings if peer not in (ONE_THREAD, "sgemm", "longspan", "longspan, causal")]:
         mine = timings.get("longspan, causal", ours) if peer == "GroupQueryAttention" else ours
@@ -292,12 +214,9 @@ def run_case(name: str, threads: int, repetitions: int, quick: bool) -> dict[str
         print(f"{ratios[peer]:.2f}x {peer}, medians {timings[peer].median / mine.median:.2f}x{wanted}")
     return {
         "site": asdict(site),
-        "timings": {contestant: asdict(timing) for contestant, timing in timings.items()},
+        "timings": record(timings),
         "errors": errors,
-        "sgemm_flops_per_second": rate,
-        "floor_seconds": floor,
-        "floor_share": share,
-        "floor_share_of_processor_time": cpu_share,
+        **asdict(floor),
         "ratios": ratios,
         "verdicts": verdicts,
     }
@@ -315,17 +234,7 @@ def run_options(threads: int, repetitions: int) -> dict[str, Any]:
         "softcap": kernel(operands, site.attributes(softcap=50.0), threads),
         "padding": kernel(operands, site.attributes(), threads, attn_mask=kept),
     }
-    timings = interleave(contestants, repetitions)
-    print(f"\ncost of options, case a\n{'':22}{'best ms':>9} {'median':>9} {'worst':>9} {'best CPU':>9}")
-    ratios = {}
-    for name, timing in timings.items():
-        ratios[name] = min(timing.cpu_seconds) / min(timings["plain"].cpu_seconds)
-        print(f"{name:22}{timing}   {ratios[name] - 1:+.1%} processor time (must be at most +5%)")
-    return {
-        "timings": {name: asdict(timing) for name, timing in timings.items()},
-        "ratios": ratios,
-        "verdicts": {name: ratio <= MUST_OPTION for name, ratio in ratios.items()},
-    }
+    return compare_options("case a", contestants, repetitions)
 
 
 def peak_bytes() -> int:
@@ -370,7 +279,7 @@ def run_scaling(threads: int) -> dict[str, Any]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--case", nargs="+", choices=[*SITES, "options", "scaling"], help="what to run")
+    parser.add_argument("--case", nargs="+", choices=[*SITES, *cpu_block_sparse.SITES, *OTHERS], help="what to run")
     parser.add_argument("--slow", action="store_true", help="allow case c, which takes minutes")
     parser.add_argument("--quick", action="store_true", help="no torch peers, few repetitions")
     parser.add_argument("--repetitions", type=int, help="of each contestant (default 15, quick 5, case c 3)")
@@ -379,7 +288,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit 1 when an anchor is missed")
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    options.case = options.case or (["a"] if options.quick else ["a", "b", "options", "scaling"])
+    options.case = options.case or (["a", "d"] if options.quick else list(DEFAULT))
     if "c" in options.case and not options.slow:
         parser.error("case c takes minutes: add --slow")
     return options
@@ -400,8 +309,14 @@ def main() -> int:
     for name in options.case:
         if name == "options":
             results[name] = run_options(options.threads, repetitions)
+        elif name == "block-options":
+            results[name] = cpu_block_sparse.run_options(options.threads, repetitions)
+        elif name == "doubling":
+            results[name] = cpu_block_sparse.run_doubling(options.threads, repetitions)
         elif name == "scaling":
             results[name] = run_scaling(options.threads)
+        elif name in cpu_block_sparse.SITES:
+            results[name] = cpu_block_sparse.run_case(name, options.threads, repetitions, options.quick)
         else:
             count = min(repetitions, 3) if name == "c" else repetitions
             results[name] = run_case(name, options.threads, count, options.quick)

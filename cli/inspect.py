@@ -77,7 +77,7 @@ def _picture_file(picture: str | None) -> Path | None:
 
 
 def _print(inspection: Inspection, every: bool) -> None:
-    from .sites_table import encoder_lines, lowering_lines, row_with_cost, sites_table, standard_lines
+    from .sites_table import encoder_lines, lowering_lines, pattern_lines, row_with_cost, sites_table, standard_lines
     from .terminal import console
 
     terminal = console()
@@ -92,7 +92,8 @@ def _print(inspection: Inspection, every: bool) -> None:
     for line in [*encoder_lines(inspection.encoder_of), *shared]:
         terminal.print(line, soft_wrap=True)
     terminal.print(table)
-    for line in [*lowering_lines(sites), *standard_lines(inspection.standard), *_cost_lines(inspection)]:
+    lines = [*pattern_lines(inspection.sites), *lowering_lines(sites)]
+    for line in [*lines, *standard_lines(inspection.standard), *_cost_lines(inspection)]:
         terminal.print(line, soft_wrap=True, markup=False)
     if inspection.random_weights:
         terminal.print("random weights: a small model of this architecture, with fewer layers and short windows")
@@ -110,7 +111,7 @@ def _cost_lines(inspection: Inspection) -> list[str]:
     else:
         global_tokens = ", no global token (the input decides)" if takes_global else ""
     lines = [
-        f"density: pairs scored of all pairs; saved: FLOPs against dense attention; {inspection.length:,} tokens"
+        f"density: pairs counted of all pairs; saved: FLOPs against dense attention; {inspection.length:,} tokens"
         f"{global_tokens}"
     ]
     costs = [(report.flops, report.dense_flops) for report in inspection.sites]

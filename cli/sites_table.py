@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from ..exporter.sites import AttentionSite, StandardSite
 
 # Optional inputs that belong to the pattern, in the words of a reader who does not know the operator.
-_FEATURES = {"global_mask": "global", "band_bias": "bias", "sinks": "sinks", "spans": "spans"}
+_FEATURES = {
+    "global_mask": "global",
+    "band_bias": "bias",
+    "distance_bias": "bias",
+    "sinks": "sinks",
+    "spans": "spans",
+    "block_masks": "masks",
+    "q_positions": "positions",
+}
+_UNKNOWN = "?"
 
 # Title, right-aligned or not; the order of `_Row`.
 _COLUMNS = {
@@ -63,19 +72,13 @@ def row_of(site: AttentionSite) -> Row:
     """The row of a site that is replaced, without costs."""
     from ..exporter.site_groups import name_of
 
-    attributes = site.attributes
-    left, right = (attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
-    dilation = attributes.get("dilation", [1])
-    words = ["causal"] if attributes.get("is_causal", 0) else []
-    words += ["dilated"] if max(dilation) > 1 else []
-    words += ["window"] if max(left, right) >= 0 else [] if words else ["full"]
-    pattern = [" ".join(words), *(name for key, name in _FEATURES.items() if key in site.inputs)]
-    step = f" ×{'/'.join(map(str, dilation))}" if max(dilation) > 1 else ""
+    words, sizes = site.short_pattern
+    pattern = [words, *(name for key, name in _FEATURES.items() if key in site.inputs)]
     return Row(
         layer=name_of(site),
         operator=site.operator,
         pattern=", ".join(pattern),
-        window="+".join("all" if size < 0 else str(size) for size in (left, right)) + step,
+        window=sizes,
         heads=site.heads.replace(" ", ""),
         recognised_by=site.recognised_by,
         replaced="yes",
@@ -88,8 +91,8 @@ def row_with_cost(report: SiteReport) -> Row:
     return dataclasses.replace(
         row_of(report.site),
         heads=heads if report.heads else "",
-        density=f"{report.density:.1%}",
-        saved=f"{report.saved:.1%}",
+        density=_UNKNOWN if report.density is None else f"{report.density:.1%}",
+        saved=_UNKNOWN if report.saved is None else f"{report.saved:.1%}",
     )
 
 
@@ -168,6 +171,22 @@ def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
         if len(groups) > 1:
             lines.append(f"{count} sites:")
         lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]  # type: ignore[attr-defined]
+    return lines
+
+
+def pattern_lines(reports: Sequence[SiteReport]) -> list[str]:
+    """Patterns that the table has no room for, and what must be known about the numbers, with the layers of each."""
+    from ..exporter.site_groups import fold_alike, name_of
+
+    names = [name_of(report.site) for report in reports]
+    told = [(found.describe() if (found := report.site.recorded) else "", report.notes) for report in reports]
+    layers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for found in fold_alike(names, told):
+        layers.setdefault(told[found.members[0]], []).append(found.label)
+    lines = []
+    for (pattern, notes), labels in layers.items():
+        lines += [f"pattern of {', '.join(labels)}: {pattern}"] if pattern else []
+        lines += [f"note: {', '.join(labels)}: {note}" for note in notes]
     return lines
 
 

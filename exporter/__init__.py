@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .inspection import inspect
     from .parity import check
+    from .pattern_attention import attention
     from .pipeline import export
     from .sources import SourceRequest
     from .throughput import bench
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidRequest",
     "NothingReplaced",
     "SourceRequest",
+    "attention",
     "bench",
     "check",
     "export",
@@ -45,6 +47,7 @@ __all__ = [
 _LAZY = {
     "Bundle": "bundle",
     "SourceRequest": "sources",
+    "attention": "pattern_attention",
     "bench": "throughput",
     "check": "parity",
     "export": "pipeline",

@@ -121,8 +121,8 @@ _PACKAGES = (
 def examine() -> tuple[Finding, ...]:
     """Look at the machine, packages, runtime, kernels, GPU and build tools; never raises.
 
-    Packages are imported, and one node is run, in processes of their own: a package that ends its process is a finding.
-    Nothing is downloaded, and CUDA is not initialised.
+    Packages are imported, and a node of each operator is run, in processes of their own: a package that ends its
+    process is a finding. Nothing is downloaded, and CUDA is not initialised.
     """
     packages = _packages()
     runtime = next(finding for finding in packages if finding.name == "onnxruntime")

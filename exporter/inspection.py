@@ -5,21 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ..plugins.attention.operands import Shapes
-from ..plugins.sliding_window_attention.definition import Attributes, cost
 from .bundle import MANIFEST_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest
-from .sites import AttentionSite, StandardSite, longspan_nodes
+from .site_graph import SiteGraph
+from .site_kind import Unknown
+from .sites import AttentionSite, StandardSite
 from .sources import SourceRequest
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 DEFAULT_LENGTH = 4096
 """Tokens to compute costs for; less where the model accepts less."""
@@ -35,10 +30,13 @@ class SiteReport:
         kv_heads: Key and value heads; 0 where unknown.
         head_size: Channels of a query head; 0 where unknown.
         v_head_size: Channels of a value head; 0 where unknown.
-        density: Scored query-key pairs over all pairs; 1 at most.
-        flops: Floating-point operations of its two matrix products; None where sizes are unknown.
+        density: Query-key pairs that its softmaxes count over all pairs; a key that is counted twice is two. None where
+            the graph does not say; `notes` then says why.
+        flops: Floating-point operations of its two matrix products; None where sizes or pairs are unknown.
         dense_flops: The same for dense attention of the same heads, which scores every pair.
-        saved: 1 - density: the share of `dense_flops` that is not spent.
+        saved: The share of `dense_flops` that is not spent; None where `density` is.
+        length: Tokens that these numbers are for: another number than the inspection's where block lists are fixed.
+        notes: What a reader of the numbers must know, and where the graph contradicts the recorded pattern.
     """
 
     site: AttentionSite
@@ -46,10 +44,12 @@ class SiteReport:
     kv_heads: int
     head_size: int
     v_head_size: int
-    density: float
+    density: float | None
     flops: int | None
     dense_flops: int | None
-    saved: float
+    saved: float | None
+    length: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Inspection:
         sites: One report per site that is replaced, in graph order.
         standard: Attention that stays as the stock exporter makes it.
         encoder_of: Class of the encoder-decoder of which only the encoder is exported; empty for other models.
+        graph: The graph of the sites, for pictures; no part of the JSON.
     """
 
     target: str
@@ -81,10 +82,12 @@ class Inspection:
     sites: tuple[SiteReport, ...]
     standard: tuple[StandardSite, ...]
     encoder_of: str = ""
+    graph: SiteGraph | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_json(self) -> str:
         """Indented JSON text: every field of every site, and its pattern in words."""
-        data = dataclasses.asdict(self)
+        data = dataclasses.asdict(dataclasses.replace(self, graph=None))
+        del data["graph"]
         for entry, report in zip(data["sites"], self.sites, strict=True):
             entry["pattern"] = report.site.pattern
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
@@ -122,6 +125,7 @@ def inspect(
     rewritten = rewrite(request, conversion)
     source = rewritten.prepared.source
     length = _checked(length, source.max_length)
+    graph = SiteGraph(rewritten.graph, tuple(source.input_records.values()))
     return Inspection(
         target=request.location,
         kind="model",
@@ -131,9 +135,10 @@ def inspect(
         max_length=source.max_length,
         global_tokens=conversion.global_tokens,
         approximation=approximation(rewritten.prepared, conversion),
-        sites=_reports(rewritten.sites, rewritten.graph, length, conversion.global_tokens),
+        sites=_reports(rewritten.sites, graph, length, conversion.global_tokens),
         standard=rewritten.standard,
         encoder_of=source.record.encoder_of,
+        graph=graph,
     )
 
 
@@ -149,6 +154,7 @@ def _inspect_bundle(location: str, length: int | None, conversion: Conversion) -
     manifest = bundle.manifest
     length = _checked(length, manifest.max_length)
     global_tokens = manifest.conversion.global_tokens
+    graph = SiteGraph(ir.load(bundle.model_path), manifest.inputs)
     return Inspection(
         target=location,
         kind="bundle",
@@ -158,9 +164,10 @@ def _inspect_bundle(location: str, length: int | None, conversion: Conversion) -
         max_length=manifest.max_length,
         global_tokens=global_tokens,
         approximation=manifest.approximation,
-        sites=_reports(manifest.sites, ir.load(bundle.model_path), length, global_tokens),
+        sites=_reports(manifest.sites, graph, length, global_tokens),
         standard=manifest.standard_sites,
         encoder_of=manifest.source.encoder_of,
+        graph=graph,
     )
 
 
@@ -173,50 +180,27 @@ def _checked(length: int | None, limit: int | None) -> int:
 
 
 def _reports(
-    sites: tuple[AttentionSite, ...], graph: ir.Model, length: int, global_tokens: int
+    sites: tuple[AttentionSite, ...], graph: SiteGraph, length: int, global_tokens: int
 ) -> tuple[SiteReport, ...]:
-    nodes = {node.name: node for node in longspan_nodes(graph)}
-    return tuple(_report(site, nodes.get(site.node), length, global_tokens) for site in sites)
+    return tuple(_report(site, graph, length, global_tokens) for site in sites)
 
 
-def _report(site: AttentionSite, node: ir.Node | None, length: int, global_tokens: int) -> SiteReport:
-    attributes = Attributes.from_mapping(site.attributes)
-    sizes = _sizes(node, attributes)
-    heads, kv_heads = sizes.get("heads", 0), sizes.get("kv_heads", 0)
-    size, v_size = sizes.get("head_size", 0), sizes.get("v_head_size", 0)
-    globals_here = min(global_tokens, length) if "global_mask" in site.inputs else 0
-    # Where the heads are unknown, as many as have a dilation of their own stand for all: the density is the same.
-    counted = heads or len(attributes.dilation)
-    shapes = Shapes("bsd", 1, counted, kv_heads or counted, length, length, size, v_size)
-    work = cost(shapes, attributes, global_tokens=globals_here)
-    pairs = counted * length * length
-    known = heads and size and v_size
-    density = min(1.0, work.pairs / pairs)
-    dense = 2 * pairs * (size + v_size)
+def _report(site: AttentionSite, graph: SiteGraph, length: int, global_tokens: int) -> SiteReport:
+    sizes = graph.sizes(site)
+    named = dataclasses.asdict(sizes)
+    try:
+        work = site.kind.work(site, graph, length, global_tokens)
+    except Unknown as error:
+        return SiteReport(
+            site, **named, density=None, flops=None, dense_flops=None, saved=None, length=length, notes=(str(error),)
+        )
     return SiteReport(
-        site=site,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=size,
-        v_head_size=v_size,
-        density=density,
-        flops=min(work.flops, dense) if known else None,
-        dense_flops=dense if known else None,
-        saved=1.0 - density,
+        site,
+        **named,
+        density=work.terms / work.pairs,
+        flops=2 * work.computed * sizes.channels if sizes.channels else None,
+        dense_flops=2 * work.pairs * sizes.channels if sizes.channels else None,
+        saved=1.0 - work.computed / work.pairs,
+        length=work.length,
+        notes=work.notes,
     )
-
-
-def _sizes(node: ir.Node | None, attributes: Attributes) -> Mapping[str, int]:
-    """Heads and head sizes of a node, as far as its attributes and the shapes of its values tell."""
-    values = node.inputs[:3] if node is not None else (None, None, None)
-    q, k, v = (value.shape if value is not None else None for value in values)
-    sizes: dict[str, Any] = {"heads": attributes.q_num_heads, "kv_heads": attributes.kv_num_heads}
-    for name, heads, shape in (("head_size", "heads", q), ("", "kv_heads", k), ("v_head_size", "kv_heads", v)):
-        if shape is None or len(shape) not in (3, 4):
-            continue
-        if len(shape) == 4:
-            sizes[heads] = shape[1]
-            sizes[name] = shape[3]
-        elif sizes[heads] and isinstance(shape[2], int):
-            sizes[name] = shape[2] // sizes[heads]
-    return {name: size for name, size in sizes.items() if isinstance(size, int)}

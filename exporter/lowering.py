@@ -14,24 +14,9 @@ def lower(site: AttentionSite) -> AttentionSite:
     runs the body, so both rungs are chosen.
     """
     ladder = (
-        Rung("standard op", False, _standard_refusal(site)),
-        Rung("contrib op", False, _contrib_refusal(site)),
+        Rung("standard op", False, site.kind.standard_refusal(site)),
+        Rung("contrib op", False, site.kind.contrib_refusal(site)),
         Rung("longspan kernel", True, "runs wherever the longspan library is registered"),
-        Rung("function body", True, "runs where no kernel is registered: standard ONNX, linear in the length"),
+        Rung("function body", True, f"runs where no kernel is registered: standard ONNX, {site.kind.growth}"),
     )
     return dataclasses.replace(site, ladder=ladder)
-
-
-def _standard_refusal(site: AttentionSite) -> str:
-    beyond = [name for name in site.inputs if name not in ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen")]
-    if beyond:
-        return f"ONNX Attention has no {', '.join(beyond)}"
-    if max(site.attributes.get("dilation", [1])) > 1:
-        return "ONNX Attention has no dilation"
-    return "Attention-25's windows are rejected by ONNX Runtime 1.31; Attention-24 needs an S x S mask instead"
-
-
-def _contrib_refusal(site: AttentionSite) -> str:
-    if not site.attributes.get("is_causal", 0):
-        return "GroupQueryAttention is causal only; LongformerAttention runs on CUDA only, with its weights inside"
-    return "GroupQueryAttention's CPU kernel scores the keys left of the window as well"

@@ -13,7 +13,8 @@ from .conversion import Conversion
 from .errors import BundleCorrupted
 from .sites import AttentionSite, Rung, StandardSite
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added to each site its recorded pattern and where its block lists come from; no release wrote version 1."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..plugins.sliding_window_attention.definition import Attributes
 from .errors import InvalidRequest
+from .patterns import Lengths, Tokens, window_pattern
 
 Mask = npt.NDArray[np.bool_]
 
@@ -38,28 +39,15 @@ def mask_of(attributes: Mapping[str, Any], length: int, global_tokens: int | Seq
     """
     if length < 0:
         raise InvalidRequest(f"length {length}: must be 0 or more")
-    checked = Attributes.from_mapping(attributes)
+    Attributes.from_mapping(attributes)
     if isinstance(global_tokens, int):
-        global_tokens = range(min(global_tokens, length))
-    outside = [position for position in global_tokens if not 0 <= position < length]
-    if outside:
-        raise InvalidRequest(f"global tokens {outside}: must lie in 0 … {length - 1}")
-    positions = np.array(global_tokens, dtype=np.int64)
-    # distance[p, k] > 0: the key stands after the query.
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-    steps = checked.dilation if len(set(checked.dilation)) > 1 else checked.dilation[:1]
-    mask = np.empty((len(steps), length, length), dtype=np.bool_)
-    for head, step in enumerate(steps):
-        mask[head] = distance % step == 0
-        if checked.left_window_size >= 0:
-            mask[head] &= distance >= -checked.left_window_size * step
-        if checked.right_window_size >= 0:
-            mask[head] &= distance <= checked.right_window_size * step
-    mask[:, positions, :] = True
-    mask[:, :, positions] = True
-    if checked.is_causal:
-        mask &= distance <= 0
-    return mask
+        tokens = Tokens(first=global_tokens)
+    else:
+        outside = [position for position in global_tokens if not 0 <= position < length]
+        if outside:
+            raise InvalidRequest(f"global tokens {outside}: must lie in 0 … {length - 1}")
+        tokens = Tokens(at=tuple(global_tokens))
+    return window_pattern(attributes, tokens).dense(Lengths.of(length)) > 0
 
 
 @dataclass(frozen=True)
@@ -80,22 +68,15 @@ class Scale:
         return self.cells * self.unit
 
 
-def scale_for(patterns: Iterable[Mapping[str, Any]], cells: int, limit: int | None = None) -> Scale:
+def scale_for(widest: int, cells: int, limit: int | None = None) -> Scale:
     """One scale for several patterns, so that their pictures can be compared.
 
-    The unit is the power of two for which the widest bounded band takes about a quarter of the picture's width; 1 when
-    no band is bounded.
-
     Args:
-        patterns: The attributes of each node.
+        widest: Tokens that should take about a quarter of the picture's width, as far as a power of two allows: the
+            widest bounded band; 0 where there is none, which gives a cell per token.
         cells: Rows and columns of each picture.
         limit: Tokens that the model accepts; the picture shows no more, unless a cell per token does.
     """
-    widest = 0
-    for pattern in patterns:
-        attributes = Attributes.from_mapping(pattern)
-        left, right = attributes.band(0)
-        widest = max(widest, (left + right) * max(attributes.dilation))
     wanted = _SPANS_PER_PICTURE * widest if limit is None else min(_SPANS_PER_PICTURE * widest, limit)
     unit = 1
     while 2 * unit * cells <= wanted:

@@ -7,17 +7,17 @@ import io
 import itertools
 import math
 import textwrap
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from .errors import EnvironmentLacks
+from .errors import EnvironmentLacks, InvalidRequest
 from .inspection import Inspection, SiteReport
-from .masks import Mask, Scale, scale_for, sketch
+from .masks import Scale, scale_for
+from .patterns import Lengths, Pattern
+from .recorded_patterns import picture_of
 from .site_groups import fold_alike, name_of
+from .site_kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells, Unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,16 +26,14 @@ if TYPE_CHECKING:
 PNG_CELLS = 64
 TEXT_CELLS = 24
 
-# Values of a panel's cells.
-UNSEEN, BAND, GLOBAL = 0, 1, 2
-
-# The palette of Okabe and Ito: apart for every kind of colour vision.
-_COLOURS = ("#eef0f2", "#0072B2", "#E69F00")
+# The palette of Okabe and Ito: apart for every kind of colour vision. By the value of a cell.
+_COLOURS = ("#eef0f2", "#0072B2", "#E69F00", "#8cbfdf")
 _INK, _FAINT = "#222222", "#6b6b6b"
 _COLUMNS = 4
 _PANEL_INCHES = 2.5
 _DPI = 200
 
+_MOST_LINES = 4
 _BLOCKS = " ▀▄█"
 _ASCII = " '.#"
 
@@ -47,54 +45,64 @@ class Panel:
     Attributes:
         title: The layers, and the heads where their dilations differ.
         pattern: The pattern in words.
-        density: Scored pairs over all pairs, of all heads, at the inspection's length.
-        cells: (n, n) of `UNSEEN`, `BAND` and `GLOBAL`; row = query, column = key.
+        density: Counted pairs over all pairs, of all heads, at the inspection's length; None where unknown.
+        cells: (n, n) of `UNSEEN`, `SEEN`, `GLOBAL` and `PARTLY` (`site_kind`); row = query, column = key.
     """
 
     title: str
     pattern: str
-    density: float
-    cells: npt.NDArray[np.uint8]
+    density: float | None
+    cells: Cells
 
 
 def panels(inspection: Inspection, cells: int) -> tuple[tuple[Panel, ...], Scale]:
     """One panel per distinct pattern of an inspection's sites, all at one scale.
 
-    The scale follows the widest window (`masks.scale_for`) and shows no more tokens than the model accepts. Global
-    tokens stand at the start of the text; where the model's input decides on them, one is drawn.
+    The scale follows the widest window or block (`masks.scale_for`) and shows no more tokens than the model accepts.
+    Global tokens stand at the start of the text; where the model's input decides on them, one is drawn. A site that
+    cannot be drawn has no panel: `inspect` has said why.
 
     Args:
         inspection: What `inspect` returned.
         cells: Rows and columns of each panel.
+
+    Raises:
+        InvalidRequest: no site can be drawn.
     """
     reports = inspection.sites
-    scale = scale_for((report.site.attributes for report in reports), cells, inspection.max_length)
+    widest = max((report.site.kind.picture_width(report.site) for report in reports), default=0)
+    scale = scale_for(widest, cells, inspection.max_length)
     folds = fold_alike([name_of(report.site) for report in reports], [_look(report) for report in reports])
-    found = []
+    found: list[Panel] = []
+    reasons = []
     for fold in folds:
         report = reports[fold.members[0]]
-        attributes, takes_global = report.site.attributes, "global_mask" in report.site.inputs
-        band = sketch(attributes, scale)
-        seen = sketch(attributes, scale, max(1, inspection.global_tokens)) if takes_global else band
-        for heads, one_band, one_seen in _distinct(band, seen):
-            words = report.site.pattern + (", global tokens" if takes_global else "")
-            picture = np.where(one_band, BAND, np.where(one_seen, GLOBAL, UNSEEN)).astype(np.uint8)
-            found.append(Panel(f"{fold.title}{heads}", words, report.density, picture))
+        words = report.site.pattern + (", global tokens" if "global_mask" in report.site.inputs else "")
+        if not report.site.lists and (recorded := report.site.recorded):
+            words += f" ({recorded.describe()})"
+        try:
+            drawn = report.site.kind.picture(report.site, inspection.graph, scale, max(1, inspection.global_tokens))
+        except Unknown as error:
+            reasons.append(f"{fold.title}: {error}")
+            continue
+        found += [Panel(f"{fold.title}{heads}", words, report.density, picture) for heads, picture in _distinct(drawn)]
+    if not found:
+        raise InvalidRequest(f"--picture: nothing can be drawn: {'; '.join(reasons)}; next step: leave --picture out")
     return tuple(found), scale
 
 
 def _look(report: SiteReport) -> Hashable:
     """What decides how a site's picture looks."""
-    return report.site.pattern, "global_mask" in report.site.inputs, report.density
+    return report.site.pattern, "global_mask" in report.site.inputs, report.density, report.saved, report.notes
 
 
-def _distinct(band: Mask, seen: Mask) -> list[tuple[str, Mask, Mask]]:
-    """Each different mask among the heads, with the words ``", heads …"`` where there are several."""
+def _distinct(pictures: Sequence[Cells]) -> list[tuple[str, Cells]]:
+    """Each different picture among the heads, with the words ``", heads …"`` where there are several."""
     groups: dict[bytes, list[int]] = {}
-    for head in range(len(band)):
-        groups.setdefault(band[head].tobytes(), []).append(head)
+    for head, picture in enumerate(pictures):
+        groups.setdefault(picture.tobytes(), []).append(head)
     several = len(groups) > 1
-    return [(f", {_heads(heads)}" if several else "", band[heads[0]], seen[heads[0]]) for heads in groups.values()]
+    return [(f", {_heads(heads)}" if several else "", pictures[heads[0]]) for heads in groups.values()]
 
 
 def _heads(heads: list[int]) -> str:
@@ -108,13 +116,17 @@ def explain_scale(scale: Scale, inspection: Inspection) -> str:
     """How pictures of `inspection` at `scale` are to be read."""
     if scale.unit == 1:
         return f"{scale.length:,} tokens, each cell one query and one key"
-    dilated = any(max(report.site.attributes.get("dilation", [1])) > 1 for report in inspection.sites)
-    takes_global = any("global_mask" in report.site.inputs for report in inspection.sites)
-    return (
-        f"{scale.length:,} tokens, each cell {scale.unit} queries and {scale.unit} keys; windows are divided by "
-        f"{scale.unit}{', the steps of a dilation are drawn in cells' if dilated else ''}"
-        f"{', a global token takes a whole cell' if takes_global else ''}"
-    )
+    sites = [report.site for report in inspection.sites]
+    words = []
+    if any(not site.lists for site in sites):
+        words.append(f"windows are divided by {scale.unit}")
+    if any(max(site.attributes.get("dilation", [1])) > 1 for site in sites):
+        words.append("the steps of a dilation are drawn in cells")
+    if any("global_mask" in site.inputs for site in sites):
+        words.append("a global token takes a whole cell")
+    if any(site.lists for site in sites):
+        words.append("block lists are drawn to scale")
+    return f"{scale.length:,} tokens, each cell {scale.unit} queries and {scale.unit} keys; {', '.join(words)}"
 
 
 def draw_png(inspection: Inspection, path: Path) -> None:
@@ -122,6 +134,7 @@ def draw_png(inspection: Inspection, path: Path) -> None:
 
     Raises:
         EnvironmentLacks: matplotlib is not installed.
+        InvalidRequest: no site can be drawn.
         OSError: the file cannot be written.
     """
     require_matplotlib()
@@ -193,7 +206,8 @@ def _draw_panel(axes: Axes, panel: Panel, scale: Scale, inspection: Inspection, 
         axes.set_ylabel("query", color=_FAINT, size=7.5)
     axes.set_xlabel("key", color=_FAINT, size=7.5)
     lines_of_text = textwrap.wrap(panel.pattern, 40)[:2]
-    lines_of_text.append(f"{panel.density:.1%} of all pairs at {inspection.length:,} tokens")
+    if panel.density is not None:
+        lines_of_text.append(f"{panel.density:.1%} of all pairs at {inspection.length:,} tokens")
     axes.set_title("\n".join(lines_of_text), loc="left", size=7.5, color=_FAINT, pad=5)
     axes.annotate(
         textwrap.shorten(panel.title, 38, placeholder=" …"),
@@ -216,10 +230,9 @@ def _draw_words(figure: Figure, inspection: Inspection, drawn: tuple[Panel, ...]
     margin = 0.2 / width
     figure.text(margin, 1 - 0.2 / height, f"{name}: which keys each query sees", size=11, weight="bold", va="top")
     figure.text(margin, 0.12 / height, explain_scale(scale, inspection), size=7, color=_FAINT, va="bottom")
-    kinds: list[tuple[int, str]] = [(BAND, "in the window")]
-    if any((panel.cells == GLOBAL).any() for panel in drawn):
-        kinds.append((GLOBAL, "of and to a global token"))
-    kinds.append((UNSEEN, "not computed"))
+    names = ((SEEN, "seen"), (PARTLY, "seen in part"), (GLOBAL, "of and to a global token"))
+    kinds = [(kind, words) for kind, words in names if any((panel.cells == kind).any() for panel in drawn)]
+    kinds.append((UNSEEN, "not seen"))
     handles: list[Any] = [
         Patch(facecolor=_COLOURS[kind], label=words, edgecolor=_FAINT, linewidth=0.3) for kind, words in kinds
     ]
@@ -244,8 +257,44 @@ def picture_lines(inspection: Inspection, width: int, encoding: str) -> list[str
         inspection: What `inspect` returned.
         width: Characters per line.
         encoding: What stdout can show; without block characters in it, ASCII is used.
+
+    Raises:
+        InvalidRequest: no site can be drawn.
     """
     drawn, scale = panels(inspection, TEXT_CELLS)
+    return _side_by_side(drawn, explain_scale(scale, inspection), width, encoding)
+
+
+def pattern_lines(pattern: Pattern, width: int = 80, encoding: str = "utf-8", limit: int | None = None) -> list[str]:
+    """A pattern in characters, one picture per kind of head; for patterns that no model has yet.
+
+    Args:
+        pattern: The pattern.
+        width: Characters per line.
+        encoding: As for `picture_lines`.
+        limit: Tokens to show at most, unless a cell per token does; None shows what the pattern's thresholds ask for.
+
+    Raises:
+        InvalidRequest: the pattern is for other lengths than the picture's.
+    """
+    scale = scale_for(2 * max(pattern.thresholds, default=0), TEXT_CELLS, limit)
+    heads: dict[Pattern, list[int]] = {}
+    for head, own in enumerate(pattern.by_head()):
+        heads.setdefault(own, []).append(head)
+    drawn = [
+        Panel(
+            _heads(alike) if len(heads) > 1 else "",
+            own.describe(),
+            own.density(Lengths.of(scale.length)),
+            picture_of(own, scale)[0],
+        )
+        for own, alike in heads.items()
+    ]
+    cell = "one query and one key" if scale.unit == 1 else f"{scale.unit} queries and {scale.unit} keys"
+    return _side_by_side(drawn, f"{scale.length:,} tokens, each cell {cell}", width, encoding)
+
+
+def _side_by_side(drawn: Sequence[Panel], explained: str, width: int, encoding: str) -> list[str]:
     plain = not _can_show(_BLOCKS + "┌─┐│└┘–…", encoding)
     blocks = [_block(panel, plain) for panel in drawn]
     # A frame and one space: three stand side by side in 80 columns.
@@ -258,7 +307,7 @@ def picture_lines(inspection: Inspection, width: int, encoding: str) -> list[str
         padded = [[" " * (TEXT_CELLS + 2)] * (tallest - len(block)) + block for block in row]
         lines += [" ".join(parts).rstrip() for parts in zip(*padded, strict=True)]
         lines.append("")
-    lines += textwrap.wrap(explain_scale(scale, inspection), width)
+    lines += textwrap.wrap(explained, width)
     return [line.replace("–", "-").replace("…", "...") for line in lines] if plain else lines
 
 
@@ -266,8 +315,9 @@ def _block(panel: Panel, plain: bool) -> list[str]:
     characters = _ASCII if plain else _BLOCKS
     left, top, right, side, lower, corner = "+-+|++" if plain else "┌─┐│└┘"
     width = TEXT_CELLS + 2
-    words = [line for text in (panel.title, panel.pattern) for line in textwrap.wrap(text, width)]
-    words.append(f"{panel.density:.1%} of pairs")
+    words = textwrap.wrap(panel.title, width)
+    words += textwrap.wrap(panel.pattern, width, max_lines=_MOST_LINES, placeholder=" …")
+    words += [] if panel.density is None else [f"{panel.density:.1%} of pairs"]
     seen = panel.cells != UNSEEN
     upper, under = seen[::2].astype(int), seen[1::2].astype(int)
     body = [

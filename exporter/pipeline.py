@@ -13,6 +13,7 @@ from .bundle import MODEL_FILE, Bundle, Reservation, reserved
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest, NothingReplaced
 from .families import Family, find_family
+from .families.examples import Examples, carry
 from .graph_io import name_dimensions, read_interface, save_model
 from .lowering import lower
 from .manifest import Manifest
@@ -66,7 +67,10 @@ def prepare(request: SourceRequest, conversion: Conversion) -> Prepared:
         model, trained_length = extend_model(source.model, conversion.max_positions, conversion.alpha)  # type: ignore[arg-type]
         source = dataclasses.replace(source, model=model, max_length=conversion.max_positions)
     _refuse_beyond(conversion, source.max_length)
-    family = find_family(source.model, conversion) if isinstance(source.model, nn.Module) else None
+    family = None
+    if isinstance(source.model, nn.Module):
+        carry(source.model, Examples(source.example_inputs, source.dynamic_shapes))
+        family = find_family(source.model, conversion)
     return Prepared(source, family, trained_length)
 
 

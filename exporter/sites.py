@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..plugins.definition import DOMAIN, Operator
 from ..plugins.registry import operator
+from .block_sparse_sites import COMPUTED, FIXED, GIVEN, LISTS
+from .site_kind import SiteKind, SweepLengths
+from .site_kinds import kind_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from .patterns import Pattern
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _EXPORTER_LEVELS = ("", "model")
@@ -43,6 +48,10 @@ class AttentionSite:
         attributes: The node's attributes, as plain JSON values.
         recognised_by: How the site was found, e.g. ``"family longformer"``.
         ladder: The rungs that were considered, from the most standard to the most general.
+        pattern_json: JSON of the pattern that the site was made from (`patterns.from_json`); empty where unknown. It is
+            what was asked for; what the site computes, its node and its lists say.
+        lists: Where block lists come from: ``"fixed"`` in the file, ``"given"`` as inputs of the model, or
+            ``"computed"`` in the graph; empty for operators without.
     """
 
     node: str
@@ -52,6 +61,8 @@ class AttentionSite:
     attributes: dict[str, Any]
     recognised_by: str
     ladder: tuple[Rung, ...] = ()
+    pattern_json: str = ""
+    lists: str = ""
 
     @property
     def definition(self) -> Operator:
@@ -59,16 +70,26 @@ class AttentionSite:
         return operator(self.operator)
 
     @property
+    def kind(self) -> SiteKind:
+        """What is particular to sites of this operator."""
+        return kind_of(self.operator)
+
+    @property
+    def recorded(self) -> Pattern | None:
+        """The pattern that the site was made from; None where none is recorded that this version can read."""
+        from .recorded_patterns import read
+
+        return read(self.pattern_json)
+
+    @property
     def pattern(self) -> str:
-        """The band in words, e.g. ``"256 left, 256 right, dilation 2, causal"``."""
-        sides = ("left_window_size", "left"), ("right_window_size", "right")
-        words = [f"{size if (size := self.attributes.get(name, -1)) >= 0 else 'all'} {side}" for name, side in sides]
-        dilation = self.attributes.get("dilation", [1])
-        if max(dilation) > 1:
-            words.append(f"dilation {'/'.join(str(step) for step in dilation)}")
-        if self.attributes.get("is_causal", 0):
-            words.append("causal")
-        return ", ".join(words)
+        """The pattern in words, e.g. ``"256 left, 256 right, dilation 2, causal"``."""
+        return self.kind.words(self)
+
+    @property
+    def short_pattern(self) -> tuple[str, str]:
+        """The pattern in one or two words, and its sizes: ``("causal window", "4095+0")``."""
+        return self.kind.short(self)
 
     @property
     def heads(self) -> str:
@@ -78,9 +99,16 @@ class AttentionSite:
 
     @property
     def reach(self) -> int:
-        """Largest distance in tokens between a query and a key of its band; -1 when unbounded."""
-        sides = (self.attributes.get("left_window_size", -1), self.attributes.get("right_window_size", -1))
-        return -1 if min(sides) < 0 else max(sides) * max(self.attributes.get("dilation", [1]))
+        """Largest distance in tokens between a query and a key, global tokens apart; -1 where there is no bound."""
+        return self.kind.reach(self)
+
+    def sweep(self, always_global: int = 0) -> SweepLengths:
+        """Lengths around which the site's behaviour changes.
+
+        Args:
+            always_global: First tokens that a conversion made global: a text outgrows its window as many tokens later.
+        """
+        return self.kind.sweep(self, always_global)
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,8 @@ def find_sites(model: ir.Model, recognised_by: str) -> tuple[AttentionSite, ...]
 
 
 def _site(node: ir.Node, recognised_by: str) -> AttentionSite:
+    from ..plugins.torch_support import PATTERN
+
     definition = operator(node.op_type)
     present = zip(definition.inputs, node.inputs, strict=False)
     return AttentionSite(
@@ -116,7 +146,23 @@ def _site(node: ir.Node, recognised_by: str) -> AttentionSite:
         inputs=tuple(formal.name for formal, value in present if value is not None),
         attributes={name: _plain(attribute.value) for name, attribute in node.attributes.items()},
         recognised_by=recognised_by,
+        pattern_json=node.metadata_props.get(PATTERN, ""),
+        lists=_lists(definition, node),
     )
+
+
+def _lists(definition: Operator, node: ir.Node) -> str:
+    """Where the block lists of a node come from; the farthest from the file of those that it has."""
+    import onnx_ir as ir
+
+    names = [tensor.name for tensor in definition.inputs]
+    values = [value for name, value in zip(names, node.inputs, strict=False) if name in LISTS and value is not None]
+    if not values:
+        return ""
+    changing = [value for value in values if ir.convenience.get_const_tensor(value) is None]
+    if any(value.producer() is not None for value in changing):
+        return COMPUTED
+    return GIVEN if changing else FIXED
 
 
 def _layer(node: ir.Node) -> str:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TypeVar
 
 import onnx_ir as ir
 
+from .attention.function_body import AttentionSignature
+from .block_sparse_attention import function as block_sparse_attention
 from .definition import DOMAIN, OPSET_VERSION
 from .errors import InvalidOperands
 from .registry import operator
+from .sliding_window_attention import function as sliding_window_attention
 
 MINIMUM_OPSET = 18
 """Oldest version of the standard domain that the bodies can be written in."""
 
 _OVERLOADS_SINCE = 10  # ONNX IR version
 
-
-class Signature(Protocol):
-    """What a body is specialised for."""
-
-    @property
-    def overload(self) -> str:
-        """Overload of the function."""
-        ...
+_Body = tuple[AttentionSignature, Callable[[int], ir.Function]]  # of one node; the function builds it for an opset
+_S = TypeVar("_S", bound=AttentionSignature)
 
 
-Body = tuple[Signature, Callable[[int], ir.Function]]
-"""What a node's body is specialised for, and what builds it for an opset."""
+def _bodies(
+    signature_of: Callable[[ir.Node], _S], function_body: Callable[[_S, int], ir.Function]
+) -> Callable[[ir.Node], _Body]:
+    def body(node: ir.Node) -> _Body:
+        signature = signature_of(node)
+        return signature, lambda opset: function_body(signature, opset)
+
+    return body
+
+
+_OPERATORS = {
+    "BlockSparseAttention": _bodies(block_sparse_attention.Signature.of, block_sparse_attention.function_body),
+    "SlidingWindowAttention": _bodies(sliding_window_attention.Signature.of, sliding_window_attention.function_body),
+}
 
 
 def attach_function_bodies(model: ir.Model) -> None:
@@ -90,30 +99,19 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from function.all_nodes()
 
 
-def _sliding_window(node: ir.Node) -> Body:
-    from .sliding_window_attention.function import Signature, function_body
+def signature_of(node: ir.Node) -> AttentionSignature:
+    """What the body of a ``longspan`` node is specialised for.
 
-    signature = Signature.of(node)
-    return signature, lambda opset: function_body(signature, opset)
-
-
-def _block_sparse(node: ir.Node) -> Body:
-    from .block_sparse_attention.function import Signature, function_body
-
-    signature = Signature.of(node)
-    return signature, lambda opset: function_body(signature, opset)
+    Raises:
+        InvalidOperands: the node names no known operator or contradicts its definition.
+    """
+    return _body(node)[0]
 
 
-_BODIES: dict[str, Callable[[ir.Node], Body]] = {
-    "BlockSparseAttention": _block_sparse,
-    "SlidingWindowAttention": _sliding_window,
-}
-
-
-def _body(node: ir.Node) -> Body:
-    if node.op_type not in _BODIES:
+def _body(node: ir.Node) -> _Body:
+    if node.op_type not in _OPERATORS:
         raise InvalidOperands(
             f"node {node.name!r} is {DOMAIN}::{node.op_type}, which has no function body; there are: "
-            f"{', '.join(_BODIES)}"
+            f"{', '.join(_OPERATORS)}"
         )
-    return _BODIES[node.op_type](node)
+    return _OPERATORS[node.op_type](node)

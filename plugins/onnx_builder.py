@@ -6,8 +6,9 @@ An `Expr` is a value of the graph being built; arithmetic on it adds nodes::
     rows = body.dim(body.input("X"), 0)
     body.reshape(body.input("X"), [rows // 4, 4, -1])
 
-Python numbers become constants: int64 for an int, float32 for a float. Every value gets a name that is unique in the
-function, nested graphs included, since those see the values of the graphs around them.
+Python numbers become constants: int64 for an int, float32 for a float. What was written before, in this graph or one
+around it, is not computed again. Every value gets a name that is unique in the function, nested graphs included, since
+those see the values of the graphs around them.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ class FunctionBuilder:
         # Constants stand before all other nodes, so that nested graphs can share them.
         self._constant_nodes: list[ir.Node] = []
         self._scopes: list[list[ir.Node]] = [[]]
+        self._known: list[dict[Any, list[Expr]]] = [{}]  # results of the nodes of each scope
         self._count = 0
 
     def input(self, name: str) -> Expr:
@@ -160,6 +162,10 @@ class FunctionBuilder:
     ) -> list[Expr]:
         """Add a node with `outputs` outputs; an attribute may be a `reference`."""
         values = [None if x is None else self._operand(x).value for x in inputs]
+        key = domain, op_type, outputs, *values, repr(sorted(attributes.items()))
+        for known in self._known:
+            if key in known:
+                return known[key]
         results = [ir.Value(name=self._name(op_type)) for _ in range(outputs)]
         references = [
             ir.RefAttr(name, attribute.name, attribute.type)
@@ -170,7 +176,8 @@ class FunctionBuilder:
         converted = [*ir.convenience.convert_attributes(plain), *references]
         self._scopes[-1].append(ir.Node(domain, op_type, values, converted, outputs=results))
         self._imports.setdefault(domain, 1)
-        return [Expr(self, result) for result in results]
+        self._known[-1][key] = [Expr(self, result) for result in results]
+        return self._known[-1][key]
 
     def reference(self, name: str) -> ir.Attr:
         """A declared attribute, for a node inside to take its own attribute from."""
@@ -280,7 +287,9 @@ class FunctionBuilder:
             if isinstance(state.value.type, ir.SequenceType):
                 formal[-1].type, formal[-1].shape = state.value.type, None
         self._scopes.append([])
+        self._known.append({})
         results = [result.value for result in step(*(Expr(self, value) for value in formal))]
+        self._known.pop()
         graph = ir.Graph(formal, results, nodes=self._scopes.pop(), name=self._name("loop_body"))
         for result, value in zip(results, formal[1:], strict=False):
             result.type, result.shape = value.type, value.shape

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base import Family
+from .bigbird import BIGBIRD
 from .declared_windows import DECLARED_WINDOWS
+from .flex_attention import FLEX_ATTENTION
 from .gpt_neo import GPT_NEO
 from .led import LED
 from .longformer import LONGFORMER
@@ -17,7 +19,16 @@ if TYPE_CHECKING:
 
     from ..conversion import Conversion
 
-FAMILIES: tuple[Family, ...] = (LONGFORMER, LED, LONGT5, GPT_NEO, DECLARED_WINDOWS, WINDOWED_ENCODER)
+FAMILIES: tuple[Family, ...] = (
+    LONGFORMER,
+    LED,
+    LONGT5,
+    BIGBIRD,
+    GPT_NEO,
+    DECLARED_WINDOWS,
+    WINDOWED_ENCODER,
+    FLEX_ATTENTION,
+)
 """Every adapter; the first that finds a site in a model is used."""
 
 __all__ = ["FAMILIES", "Family", "family_by_name", "find_family"]

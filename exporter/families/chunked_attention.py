@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..patterns import Causal, Chunked, to_json
 from .attention_interface import banded_attention
 
 
@@ -80,7 +81,13 @@ def chunked_attention(
         return tokens.reshape(layout.rows, layout.length, heads, width).transpose(1, 2)
 
     output = banded_attention(
-        cut(query), cut(key), cut(value), padding=layout.valid, left=layout.size - 1, right=0, **keywords
+        *(cut(tensor) for tensor in (query, key, value)),
+        padding=layout.valid,
+        left=layout.size - 1,
+        right=0,
+        # The node sees chunks only; what that is in the text is recorded for those who cost and draw it.
+        pattern=to_json(Chunked(layout.size) & Causal()),
+        **keywords,
     )
     width = value.shape[3]
     tokens = output.reshape(layout.rows * layout.length, heads * width).index_select(0, layout.back)

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportFailed
+from ..patterns import Pattern, Window
 from ..sites import StandardSite
 from .attention_interface import banded_attention, interface, on_the_interface
 from .base import Family, replaced
 from .exportable import exportable
-from .mask_meaning import Band, Chunks, Pattern, fingerprint, read_pattern
+from .mask_meaning import chunk_size, fingerprint, is_local, meaning, read_pattern
 
 if TYPE_CHECKING:
     import torch
@@ -110,9 +111,9 @@ class _Recorder:
             return
         known = [pattern for made, pattern in self.masks if made is mask]
         if isinstance(mask, _PatternMask):
-            reason = f"{mask.pattern}, but {refusal}"
+            reason = f"{meaning(mask.pattern)}, but {refusal}"
         elif known and known[0] is not None:
-            reason = f"full attention: {known[0]}"
+            reason = f"full attention: {meaning(known[0])}"
         elif known:
             reason = "its mask is neither a window nor chunks at a fixed distance from the query"
         else:
@@ -143,7 +144,7 @@ def _attend(
         "sinks": keywords.get("s_aux"),
     }
     pattern = attention_mask.pattern
-    if isinstance(pattern, Band):
+    if isinstance(pattern, Window):
         padding = attention_mask.padding
         return banded_attention(
             query, key, value, padding=padding, left=pattern.left, right=pattern.right, **common
@@ -173,8 +174,9 @@ def _make_mask(
     if recorder is not None and print_ not in meanings:
         meanings[print_] = read_pattern(function, _left_padding(keywords), keywords.get("use_vmap", False))
     pattern = meanings.get(print_)
-    if pattern is not None and pattern.bounded and keywords["q_length"] == keywords["kv_length"]:
-        chunks = _chunks(pattern, **keywords) if isinstance(pattern, Chunks) else None
+    if pattern is not None and is_local(pattern) and keywords["q_length"] == keywords["kv_length"]:
+        size = chunk_size(pattern)
+        chunks = _chunks(size, **keywords) if size else None
         return _PatternMask(pattern, padding, chunks, lambda: stock(**keywords))
     mask = stock(**keywords)
     if recorder is not None:
@@ -183,7 +185,7 @@ def _make_mask(
 
 
 def _chunks(
-    pattern: Chunks, *, attention_mask: torch.Tensor | None, batch_size: int, q_length: int, device: Any, **_: Any
+    size: int, *, attention_mask: torch.Tensor | None, batch_size: int, q_length: int, device: Any, **_: Any
 ) -> ChunkLayout:
     import torch
 
@@ -191,7 +193,7 @@ def _chunks(
 
     if attention_mask is None:
         attention_mask = torch.ones((batch_size, q_length), dtype=torch.bool, device=device)
-    return ChunkLayout.of(attention_mask, pattern.size)
+    return ChunkLayout.of(attention_mask, size)
 
 
 def _left_padding(keywords: dict[str, Any]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..sites import StandardSite
 from .base import Family, modules_of_class, replaced
 
 if TYPE_CHECKING:
@@ -66,6 +67,16 @@ class _Blocks:
 
 def _sites(model: nn.Module, conversion: Conversion) -> list[str]:
     return modules_of_class(model, _LOCAL) + modules_of_class(model, _TRANSIENT_GLOBAL)
+
+
+def _standard(model: nn.Module, conversion: Conversion) -> tuple[StandardSite, ...]:
+    modules: list[tuple[str, Any]] = [
+        (name, model.get_submodule(name)) for name in modules_of_class(model, _TRANSIENT_GLOBAL)
+    ]
+    return tuple(
+        StandardSite(name, f"its side keys, one per block of {module.global_block_size} tokens, which every query sees")
+        for name, module in modules
+    )
 
 
 def _faithful(model: nn.Module, conversion: Conversion) -> bool:
@@ -258,4 +269,5 @@ LONGT5 = Family(
     faithful=_faithful,
     reason="a global_block_size that is no power of two: the eager code sums its inverse, and in float64 the sum puts "
     "some tokens into the block before theirs",
+    standard=_standard,
 )

@@ -12,8 +12,12 @@ from __future__ import annotations
 import hashlib
 import types
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..patterns import Chunked, Lengths, Pattern, Window
+from ..patterns.systems import chunked_causal
 
 if TYPE_CHECKING:
     import torch
@@ -26,74 +30,25 @@ _WHOLE_GRID = 1 << 21
 """Pairs up to which every query is enumerated; beyond, the queries around each place where a pattern changes are."""
 
 
-@dataclass(frozen=True)
-class Band:
-    """Query i sees the keys from ``i - left`` to ``i + right``; -1 is no bound.
-
-    Attributes:
-        left: Keys before the query's own.
-        right: Keys after the query's own.
-    """
-
-    left: int
-    right: int
-
-    @property
-    def size(self) -> int:
-        """Tokens after which the pattern shows."""
-        return max(self.left, 0) + max(self.right, 0) + 1
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a query sees a limited number of keys."""
-        return self.left >= 0 and self.right >= 0
-
-    def allowed(self, query: torch.Tensor, key: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """Whether each (query, key) is seen; shapes broadcast."""
-        seen = (key == key) & (query == query) & (start == start)
-        if self.left >= 0:
-            seen = seen & (key >= query - self.left)
-        if self.right >= 0:
-            seen = seen & (key <= query + self.right)
-        return seen
-
-    def __str__(self) -> str:
-        if (self.left, self.right) == (-1, 0):
-            return "every query sees all keys up to its own"
-        if (self.left, self.right) == (-1, -1):
-            return "every query sees every key"
-        return f"a query sees {self.left} keys before and {self.right} after its own"
+def chunk_size(pattern: Pattern) -> int:
+    """Tokens in a chunk of a pattern of chunks; 0 for any other."""
+    return next((part.size for part in pattern.parts if isinstance(part, Chunked)), 0)
 
 
-@dataclass(frozen=True)
-class Chunks:
-    """Query i sees the keys up to its own within its chunk; chunks are counted from a row's first token.
-
-    Attributes:
-        size: Tokens in a chunk.
-    """
-
-    size: int
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a query sees a limited number of keys."""
-        return True
-
-    def allowed(self, query: torch.Tensor, key: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """Whether each (query, key) is seen; `start` is the row's left padding; shapes broadcast."""
-        import torch
-
-        def chunk(position: torch.Tensor) -> torch.Tensor:
-            return torch.div(position - start, self.size, rounding_mode="floor")
-
-        return (key <= query) & (chunk(key) == chunk(query))
-
-    def __str__(self) -> str:
-        return f"a query sees the keys up to its own within chunks of {self.size}"
+def is_local(pattern: Pattern) -> bool:
+    """Whether a query sees a limited number of keys, however long the text."""
+    return pattern.bounded if isinstance(pattern, Window) else chunk_size(pattern) > 0
 
 
-Pattern = Band | Chunks
+def meaning(pattern: Pattern) -> str:
+    """What a query sees, in words."""
+    if not isinstance(pattern, Window):
+        return f"a query sees the keys up to its own within chunks of {chunk_size(pattern)}"
+    if (pattern.left, pattern.right) == (-1, 0):
+        return "every query sees all keys up to its own"
+    if (pattern.left, pattern.right) == (-1, -1):
+        return "every query sees every key"
+    return f"a query sees {pattern.left} keys before and {pattern.right} after its own"
 
 
 def read_pattern(mask_function: Callable[..., Any], start: torch.Tensor, use_vmap: bool = False) -> Pattern | None:
@@ -105,7 +60,8 @@ def read_pattern(mask_function: Callable[..., Any], start: torch.Tensor, use_vma
         use_vmap: Whether ``transformers`` would evaluate the function one pair at a time.
 
     Returns:
-        The pattern, or None where the function is none of ours.
+        A `Window`, or `chunked_causal` with chunks that are counted from a row's first token; None where the function
+        is neither.
     """
     try:
         for pattern in _candidates(mask_function, start, use_vmap):
@@ -123,32 +79,39 @@ def _candidates(function: Callable[..., Any], start: torch.Tensor, use_vmap: boo
     if not len(keys):
         return
     first, last = int(keys[0]), int(keys[-1])
-    yield Band(-1 if first == 0 else middle - first, -1 if last == 2 * HORIZON - 1 else last - middle)
+    yield Window(-1 if first == 0 else middle - first, -1 if last == 2 * HORIZON - 1 else last - middle)
     column = _values(function, start, use_vmap, (0, 2 * HORIZON), (first, 1))[0, :, 0]
-    yield Chunks(int(column.sum()))
+    yield chunked_causal(int(column.sum()))
 
 
 def _proved(function: Callable[..., Any], start: torch.Tensor, use_vmap: bool, pattern: Pattern) -> bool:
     import torch
 
-    longest = int(start.max())
+    longest, size = int(start.max()), _size(pattern)
     # Two periods and a remainder beyond the longest left padding, so that every boundary is met twice.
-    length = max(2 * pattern.size, _SHORTEST) + longest + 7
+    length = max(2 * size, _SHORTEST) + longest + 7
     if length * length <= _WHOLE_GRID:
         spans = [(0, length)]
     else:
-        edges = [0, pattern.size, 2 * pattern.size]
+        edges = [0, size, 2 * size]
         spans = [(max(0, edge - 8), 16 + longest) for edge in edges] + [(HORIZON, 8)]
     for first, count in spans:
         last_key = max(length, first + count + 8)
-        first_key = max(0, first - 2 * pattern.size - 7) if first == HORIZON else 0
-        query = torch.arange(first, first + count)[None, :, None]
-        key = torch.arange(first_key, last_key)[None, None, :]
-        wanted = pattern.allowed(query, key, start[:, None, None])
+        first_key = max(0, first - 2 * size - 7) if first == HORIZON else 0
+        # A pattern counts from a row's first token, the function from the padding before it.
+        begin = start.cpu().numpy()[:, None, None]
+        query = np.arange(first, first + count)[None, :, None] - begin
+        key = np.arange(first_key, last_key)[None, None, :] - begin
+        wanted = pattern.allowed(query, key, Lengths.of(last_key))
         got = _values(function, start, use_vmap, (first, count), (first_key, last_key - first_key))
-        if not torch.equal(got, wanted):
+        if not torch.equal(got.cpu(), torch.from_numpy(wanted)):
             return False
     return True
+
+
+def _size(pattern: Pattern) -> int:
+    """Tokens after which the pattern shows."""
+    return max(pattern.left, 0) + max(pattern.right, 0) + 1 if isinstance(pattern, Window) else chunk_size(pattern)
 
 
 def _values(

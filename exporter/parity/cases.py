@@ -1,8 +1,9 @@
 """Which lengths, batches and masks are checked: few cases, chosen so that a pattern has nowhere to hide.
 
 A window that holds the whole text computes what dense attention does, so a short input proves nothing about a window.
-For every window of the model the lengths stand around the two places where its behaviour changes: where the text
-outgrows one side of the band (the first pair is cut off) and where it outgrows the whole band (the first row is full).
+For every pattern of the model the lengths stand around the places where its behaviour changes: for a window, where the
+text outgrows one side of the band (the first pair is cut off) and where it outgrows the whole band (the first row is
+full); for block lists, multiples of the block and the thresholds of the pattern that they came from.
 """
 
 from __future__ import annotations
@@ -49,11 +50,9 @@ class Case:
 def sweep_lengths(
     sites: Sequence[AttentionSite], accepted: int | None, cap: int | None = None, always_global: int = 0
 ) -> tuple[int, ...]:
-    """Lengths to check, ascending.
+    """Lengths to check, ascending: 1, those around which a site's behaviour changes, and the longest.
 
-    With ``e`` keys on the longer side of a band, the query's own included, and ``w`` keys in the whole band, in tokens:
-    1, e, e+1, w-1, w, w+1, 2w+1 for each window; the first prime from 3w on, which no block size divides; the longest.
-    First tokens that are always global make a text outgrow its window as many tokens later.
+    What the lengths of a site are, its operator says: `window_sites`, `block_sparse_sites`.
 
     Args:
         sites: The attention sites.
@@ -67,36 +66,19 @@ def sweep_lengths(
     if cap is not None and cap < 1:
         raise InvalidRequest(f"--max-length {cap}: must be 1 or more")
     lengths = {1}
-    for edge, band in {_extent(site) for site in sites} - {None}:  # type: ignore[misc]
-        edge += always_global
-        lengths |= {edge, edge + 1, band - 1, band, band + 1, 2 * band + 1, _prime_from(3 * band)}
+    for site in sites:
+        lengths |= site.sweep(always_global).lengths
     if accepted is None:
         accepted = max(WITHOUT_LIMIT, *lengths)
     limit = min(accepted, LONGEST if cap is None else cap)
     return tuple(sorted({length for length in lengths if 1 <= length <= limit} | {limit}))
 
 
-def _extent(site: AttentionSite) -> tuple[int, int] | None:
-    """Keys on the longer side of a band and in all of it, in tokens; None where a side has no bound."""
-    left = site.attributes.get("left_window_size", -1)
-    right = 0 if site.attributes.get("is_causal", 0) else site.attributes.get("right_window_size", -1)
-    if left < 0 or right < 0:
-        return None
-    step = max(site.attributes.get("dilation", [1]))
-    return max(left, right) * step + 1, (left + right) * step + 1
-
-
-def _prime_from(number: int) -> int:
-    while number < 2 or any(number % divisor == 0 for divisor in range(2, int(number**0.5) + 1)):
-        number += 1
-    return number
-
-
 def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
     """Combine lengths with batches and masks: every length, and every pair of batch, padding and global tokens.
 
     Every length is met with a row that has no padding. Where a text outgrows one side of a window, a single pair of
-    tokens, the first and the last, tells the right window from the next; there global tokens would hide it too, so
+    tokens, the first and the last, tells the right pattern from the next; there global tokens would hide it too, so
     those lengths are met without. The longest is met once, as one row, because it takes the most time.
 
     Args:
@@ -123,8 +105,7 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
 
     *shorter, longest = lengths
     meet(longest, [kind for kind in kinds if kind.batch == 1 and kind.whole_row])
-    always = manifest.conversion.global_tokens
-    edges = {extent[0] + always + more for site in manifest.sites if (extent := _extent(site)) for more in (0, 1)}
+    edges = set().union(*(site.sweep(manifest.conversion.global_tokens).edges for site in manifest.sites))
     for length in reversed(shorter):
         bare = length in edges
         meet(length, [kind for kind in kinds if kind.whole_row and not (bare and kind.global_tokens != "none")])

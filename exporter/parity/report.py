@@ -10,8 +10,9 @@ from ..sites import AttentionSite
 from .cases import Case
 from .errors_between import Error
 
-SCHEMA_VERSION = 2
-"""2 added the hulls, the sites and the source, so that a report stands alone; no release wrote version 1."""
+SCHEMA_VERSION = 3
+"""2 added the hulls, the sites and the source, so that a report stands alone; 3 the sites' recorded patterns and where
+their block lists come from. No release wrote version 1 or 2."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ...plugins.definition import DOMAIN
 from ..bundle import Bundle
 from ..errors import EnvironmentLacks, ExportFailed
 from ..manifest import Manifest
+from ..runtime_names import expansions
 from ..sites import AttentionSite
 from .inputs import Feed, numpy_type
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 KERNEL = "kernel"
 FUNCTION_BODY = "function body"
-
-_INLINED = "_inlfunc_"  # ONNX Runtime's prefix for the nodes of a function that it has expanded
 
 
 class TorchRunner(BaseRunner):  # type: ignore[misc]
@@ -259,7 +258,8 @@ def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) 
     """What ran at each site, and on which provider, from the node events of a profile.
 
     A kernel's event bears the operator's and the node's name. ONNX Runtime expands a node without a kernel into the
-    nodes of its function, whose names begin with a prefix and the function's name.
+    nodes of its function, whose names tell one expansion from another, though not which site it stands for: as many
+    must have run as there are sites without a kernel.
 
     Raises:
         ExportFailed: the profile shows neither at a site.
@@ -270,16 +270,14 @@ def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) 
         for event in nodes
         if event["args"].get("op_name") in {site.operator for site in sites}
     }
-    expanded = {site.operator for site in sites if any(_INLINED + site.operator in event["name"] for event in nodes)}
-    ran = {}
-    for site in sites:
-        if site.node in kernels:
-            ran[site.node] = KERNEL
-        elif site.operator in expanded:
-            ran[site.node] = FUNCTION_BODY
-        else:
+    ran = {site.node: KERNEL if site.node in kernels else FUNCTION_BODY for site in sites}
+    for operator in {site.operator for site in sites}:
+        others = [site.node for site in sites if site.operator == operator and ran[site.node] != KERNEL]
+        bodies = expansions((event["name"] for event in nodes), operator)
+        if bodies < len(others):
             raise ExportFailed(
-                f"site {site.node}: ONNX Runtime's profile shows neither a kernel nor a function body of "
-                f"{DOMAIN}::{site.operator}; the manifest does not fit the model: export again"
+                f"{', '.join(others)}: ONNX Runtime's profile shows neither a kernel nor a function body of "
+                f"{DOMAIN}::{operator} at {len(others) - bodies} of these sites; the manifest does not fit the model: "
+                "export again"
             )
     return ran, ", ".join(sorted(set(kernels.values()))) or "CPUExecutionProvider"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..bundle import MODEL_FILE, Bundle
 from ..errors import InvalidRequest
 from ..manifest import SourceRecord
+from ..reports.reading import read_report
 from ..sites import AttentionSite, Rung
 from .cases import Case
 from .errors_between import Error
@@ -50,23 +52,7 @@ def load(path: Path) -> CheckReport:
     Raises:
         InvalidRequest: there is no such file, or it holds something else.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest(
-            f"{path}: cannot be read: {error.strerror or error}; next step: longspan check BUNDLE writes it"
-        ) from error
-    except ValueError as error:
-        raise InvalidRequest(f"{path}: is not JSON: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InvalidRequest(
-            f"{path}: has schema version {version}; allowed: {SCHEMA_VERSION}; next step: run the check again"
-        )
-    try:
-        return _report(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidRequest(f"{path}: is not a report of longspan check: {error!r}") from error
+    return read_report(path, _report, SCHEMA_VERSION, "longspan check")
 
 
 def load_for(path: Path) -> tuple[CheckReport, Path]:
@@ -86,7 +72,7 @@ def load_for(path: Path) -> tuple[CheckReport, Path]:
     return report, file
 
 
-def _report(data: dict[str, Any]) -> CheckReport:
+def _report(data: Mapping[str, Any]) -> CheckReport:
     # Both follow from the rest.
     data = {name: value for name, value in data.items() if name not in ("passed", "failures")}
     comparison = data["site_comparison"]

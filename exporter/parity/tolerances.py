@@ -52,21 +52,13 @@ class Scale:
     @classmethod
     def of(cls, sites: Sequence[AttentionSite], width: int, length: int) -> Scale:
         """The scale of a model with `sites` and layers of `width` channels for inputs of `length` tokens."""
-        return cls(max(width, *(_keys(site, length) for site in sites)), len(sites))
+        return cls(max(width, *(site.kind.keys(site, length) for site in sites)), len(sites))
 
     def floor(self, dtype: np.dtype[Any], magnitude: float) -> float:
         """Expected size of accumulated rounding, for values up to `magnitude` in a type."""
         roundoff = unit_roundoff(dtype)
         accumulated = min(roundoff, unit_roundoff(np.dtype(np.float32))) * math.sqrt(self.terms)
         return (roundoff + accumulated) * math.sqrt(self.depth) * magnitude
-
-
-def _keys(site: AttentionSite, length: int) -> int:
-    """Keys that a query of a site may see; a global token's row sees them all."""
-    left, right = (site.attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
-    if "global_mask" in site.inputs or left < 0 or right < 0:
-        return length
-    return int(min(length, left + right + 1))
 
 
 def unit_roundoff(dtype: np.dtype[Any]) -> float:

@@ -2,6 +2,7 @@
 
 from .base import Pattern
 from .block_lists import BlockLists, Widths, enumerate_lists
+from .block_table import BlockTable, block_table
 from .cost import block_of, shares
 from .drawn import Explicit, Random, RandomBlocks
 from .fast_lists import build_lists
@@ -10,11 +11,13 @@ from .lowering import PatternLowering, lower_pattern, window_pattern
 from .members import All, Causal, Chunked, Columns, Empty, Fixed, Global, Rows, Spans, Strided, Window
 from .operators import Blocked, Intersection, Not, PerHead, Repeated, Shifted, Sum, Union, UpTo
 from .serial import from_data, from_json, to_data, to_json
+from .tabulated import Tabulated
 from .tokens import Tokens
 
 __all__ = [
     "All",
     "BlockLists",
+    "BlockTable",
     "Blocked",
     "Causal",
     "Chunked",
@@ -39,12 +42,14 @@ __all__ = [
     "Strided",
     "Structure",
     "Sum",
+    "Tabulated",
     "Tokens",
     "Union",
     "UpTo",
     "Widths",
     "Window",
     "block_of",
+    "block_table",
     "build_lists",
     "enumerate_lists",
     "from_data",

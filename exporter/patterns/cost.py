@@ -13,12 +13,13 @@ from .base import Pattern
 from .fast_lists import build_lists
 from .lengths import Lengths
 from .members import All
+from .operators import Blocked, Derived
 
 if TYPE_CHECKING:
     from ...plugins.attention.operands import Shapes
     from ...plugins.definition import Cost
 
-_LARGEST_BLOCK = 128
+_SMALLEST_BLOCK, _USUAL_BLOCK, _LARGEST_BLOCK = 16, 64, 128
 
 
 def terms(pattern: Pattern, lengths: Lengths, heads: int | None = None) -> int:
@@ -84,15 +85,31 @@ def shares(pattern: Pattern, length: int, unit: int) -> npt.NDArray[np.float64]:
 
 
 def block_of(pattern: Pattern) -> int:
-    """A block size that suits a pattern: one whose lists have few kinds of blocks, and few partial ones.
+    """A block size that suits a pattern: one whose lists have few partial blocks, and few kinds of blocks.
 
-    A whole number of the pattern's periods if such a number is at most 128, in whole bytes of a mask where possible;
-    else a divisor of the period; else 64.
+    A size that divides the pattern's own blocks, so that no block of a list straddles them; without such blocks, or
+    where they are small, a whole number of the pattern's periods, in whole bytes of a mask where possible; else 64.
     """
+    own = math.gcd(*_block_sizes(pattern))
+    if own >= _SMALLEST_BLOCK:
+        return _divisor(own)
     structure = pattern.structure
     period = 1 if structure is None else structure.period
     for unit in (math.lcm(period, 8), period):
         if unit <= _LARGEST_BLOCK:
-            return unit * max(1, 64 // unit)
-    divisors = [size for size in range(_LARGEST_BLOCK, 15, -1) if period % size == 0]
-    return divisors[0] if divisors else 64
+            return unit * max(1, _USUAL_BLOCK // unit)
+    return _divisor(period)
+
+
+def _block_sizes(pattern: Pattern) -> list[int]:
+    """Tokens in the blocks that a pattern is made of; those inside of blocks are multiples."""
+    if isinstance(pattern, Blocked):
+        return [pattern.size]
+    parts = (pattern.expanded,) if isinstance(pattern, Derived) else pattern.parts
+    return [size for part in parts for size in _block_sizes(part)]
+
+
+def _divisor(number: int) -> int:
+    """The largest divisor that is a usual block size; 64 where there is none."""
+    divisors = [size for size in range(_LARGEST_BLOCK, _SMALLEST_BLOCK - 1, -1) if number % size == 0]
+    return divisors[0] if divisors else _USUAL_BLOCK

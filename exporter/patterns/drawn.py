@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ class Random(Pattern):
         taken = (self.but or Empty()).allowed(queries[:, None], keys, lengths)
         # The largest number is kept for keys that must not be drawn.
         rank = np.where(taken, np.iinfo(np.uint64).max, rank >> np.uint64(1))
-        chosen = np.argsort(rank, axis=1, kind="stable")[:, : self.count]
+        if self.count < lengths.seq_k:
+            chosen = np.argpartition(rank, self.count, axis=1)[:, : self.count]
+        else:
+            chosen = np.broadcast_to(keys, rank.shape)
         drawn = np.zeros(rank.shape, np.bool_)
         np.put_along_axis(drawn, chosen, True, axis=1)
         return drawn & ~taken
@@ -167,17 +171,7 @@ class Explicit(Pattern):
         return cls(array.shape[0], array.shape[1], base64.b64encode(packed).decode("ascii"))
 
     def _array(self) -> npt.NDArray[np.uint8]:
-        # decompressobj stops at the size that is expected, whatever the text would expand to.
-        size = self.seq_q * self.seq_k
-        try:
-            raw = zlib.decompressobj().decompress(base64.b64decode(self.data, validate=True), size + 1)
-        except (ValueError, zlib.error) as error:
-            raise InvalidRequest(f"Explicit: data is not zlib-compressed base 64: {error}") from None
-        if len(raw) != size:
-            raise InvalidRequest(
-                f"Explicit: data does not hold seq_q · seq_k = {size} multiplicities, but {len(raw)} or more"
-            )
-        return np.frombuffer(raw, np.uint8).reshape(self.seq_q, self.seq_k)
+        return _unpacked(self.seq_q, self.seq_k, self.data)
 
     def _checked(self, lengths: Lengths) -> npt.NDArray[np.uint8]:
         if (lengths.offset + lengths.seq_q, lengths.seq_k) != (self.seq_q, self.seq_k):
@@ -188,15 +182,19 @@ class Explicit(Pattern):
         return self._array()
 
     def _count(self, query: Integers, key: Integers, lengths: Lengths) -> Counts:
-        array = np.pad(self._checked(lengths), 1)
-        row, column = np.clip(query, -1, self.seq_q) + 1, np.clip(key, -1, self.seq_k) + 1
-        return array[row, column].astype(np.int32)
+        array = self._checked(lengths)
+        inside = (query >= 0) & (query < self.seq_q) & (key >= 0) & (key < self.seq_k)
+        if not array.size:
+            return counts_of(inside)
+        return array[np.clip(query, 0, self.seq_q - 1), np.clip(key, 0, self.seq_k - 1)].astype(np.int32) * inside
 
     def _bound(self, rows: Interval, keys: Interval, lengths: Lengths) -> Bounds:
         # Exact where a rectangle holds zeros only or one pair only, else the array's extremes.
         array = self._checked(lengths)
         largest = int(array.max(initial=0))
-        every, some = _counted(array == largest, rows, keys, 0)[0], _counted(array > 0, rows, keys, 0)[1]
+        first, last = int(rows.first.min()), int(rows.last.max())
+        part = array[first : last + 1]
+        every, some = _counted(part == largest, rows, keys, first)[0], _counted(part > 0, rows, keys, first)[1]
         return every * np.int32(largest), some * np.int32(largest)
 
     def _depends_on(self) -> None:
@@ -208,6 +206,22 @@ class Explicit(Pattern):
 
     def _words(self) -> str:
         return f"an explicit mask of {self.seq_q} queries and {self.seq_k} keys"
+
+
+@functools.lru_cache(maxsize=16)
+def _unpacked(seq_q: int, seq_k: int, data: str) -> npt.NDArray[np.uint8]:
+    """What `Explicit` holds, read-only."""
+    size = seq_q * seq_k
+    try:
+        # Never more than is expected, whatever the text would expand to.
+        raw = zlib.decompressobj().decompress(base64.b64decode(data, validate=True), size + 1)
+    except (ValueError, zlib.error) as error:
+        raise InvalidRequest(f"Explicit: data is not zlib-compressed base 64: {error}") from None
+    if len(raw) != size:
+        raise InvalidRequest(
+            f"Explicit: data does not hold seq_q · seq_k = {size} multiplicities, but {len(raw)} or more"
+        )
+    return np.frombuffer(raw, np.uint8).reshape(seq_q, seq_k)
 
 
 def _scrambled(state: npt.NDArray[np.uint64] | np.uint64, values: Integers) -> npt.NDArray[np.uint64]:

@@ -90,6 +90,9 @@ def _list(pattern: Pattern, grid: _Grid, heads: list[int], listings: Listings) -
         return
     block = np.arange(columns)[None, :]
     strip = max(1, _STRIP // columns)
+    if pattern.structure is None:
+        # Patterns without a rule look at every pair of a strip to bound it.
+        strip = max(1, min(strip, _CHUNK // (grid.size_q * grid.lengths.seq_k)))
     for first in range(0, rows, strip):
         row = np.arange(first, min(rows, first + strip))[:, None]
         lower, upper = pattern.bounds(grid.rows(row), grid.columns(block), grid.lengths)

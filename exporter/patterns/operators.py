@@ -75,7 +75,7 @@ class Union(_Operator):
         return np.maximum(one, other)
 
     def _words(self) -> str:
-        return " ∪ ".join(_in_brackets(part) for part in self.of)
+        return " or ".join(_in_brackets(part) for part in self.of)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Intersection(_Operator):
         return np.minimum(one, other)
 
     def _words(self) -> str:
-        return " ∩ ".join(_in_brackets(part) for part in self.of)
+        return " and ".join(_in_brackets(part) for part in self.of)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Sum(_Operator):
         return one + other
 
     def _words(self) -> str:
-        return " + ".join(_in_brackets(part) for part in self.of)
+        return " plus ".join(_in_brackets(part) for part in self.of)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Repeated(_Composite):
         return lower * np.int32(self.times), upper * np.int32(self.times)
 
     def _words(self) -> str:
-        return f"{self.times} × {_in_brackets(self.of)}"
+        return f"{self.times} times {_in_brackets(self.of)}"
 
 
 @dataclass(frozen=True)

@@ -123,5 +123,5 @@ class Tokens:
 
 def _shortened(positions: tuple[int, ...]) -> str:
     split = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
-    runs = [f"{run[0]}" if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in split]
-    return ", ".join(runs if len(runs) <= 6 else [*runs[:5], f"… ({len(positions)} in all)"])
+    runs = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in split]
+    return ", ".join(runs if len(runs) <= 6 else [*runs[:5], f"... ({len(positions)} in all)"])

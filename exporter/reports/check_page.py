@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ..masks import scale_for
 from ..parity.judging import ORIGINAL, minimum_tolerances
 from ..parity.report import CaseReport, CheckReport, Judged, PathReport, describe_first_off
 from ..parity.report import ratio as over_tolerance
+from ..site_kind import GLOBAL, PARTLY, SEEN, Unknown
 from ..sites import AttentionSite
 from .charts import Point, Series, error_chart
-from .masks_svg import BAND_COLOR, GLOBAL_COLOR, mask_svgs
+from .masks_svg import GLOBAL_COLOR, PARTLY_COLOR, SEEN_COLOR, mask_svgs
 from .page import COLORS, markup, number, percent, render
 
 _CELLS = 48
 _STYLES = {"kernel": (COLORS["kernel"], "circle"), "function body": (COLORS["body"], "square")}
 _SHOWN_FAILURES = 3
+_MASK_KINDS = {
+    SEEN: (SEEN_COLOR, "seen"),
+    PARTLY: (PARTLY_COLOR, "seen in part"),
+    GLOBAL: (GLOBAL_COLOR, "global token, here the first"),
+}
 
 
 def check_page(report: CheckReport) -> str:
@@ -39,8 +46,7 @@ def check_page(report: CheckReport) -> str:
         original=ORIGINAL,
         minimum=minimum_tolerances(report),
         patterns=_patterns(report.sites),
-        band_color=BAND_COLOR,
-        global_color=GLOBAL_COLOR,
+        mask_kinds=_MASK_KINDS,
         ladders=_ladders(report.sites),
         over=over_tolerance,
         finite=math.isfinite,
@@ -139,26 +145,31 @@ def _chart(
 
 
 def _patterns(sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:
-    """Each distinct mask with its pictures and the layers that have it; all at one scale, to be compared."""
-    groups: dict[str, list[AttentionSite]] = {}
-    names = ("left_window_size", "right_window_size", "dilation", "is_causal")
+    """Each distinct mask with its pictures and the layers that have it; all at one scale, to be compared.
+
+    A report has no graph, so block lists are drawn from the pattern that was recorded, where one was.
+    """
+    groups: dict[tuple[str, str, bool], list[AttentionSite]] = {}
     for site in sites:
-        shape = {name: site.attributes.get(name) for name in names} | {"global": "global_mask" in site.inputs}
-        groups.setdefault(json.dumps([site.operator, shape]), []).append(site)
-    scale = scale_for((group[0].attributes for group in groups.values()), _CELLS)
-    return [
-        {
-            "site": group[0],
-            "layers": [site.layer or site.node for site in group],
-            "pictures": [
-                markup(svg)
-                for svg in mask_svgs(group[0].attributes, scale, int("global_mask" in group[0].inputs) * scale.unit)
-            ],
-            "has_global": "global_mask" in group[0].inputs,
-            "scale": scale,
-        }
-        for group in groups.values()
-    ]
+        groups.setdefault((site.operator, site.pattern, "global_mask" in site.inputs), []).append(site)
+    scale = scale_for(max((group[0].kind.picture_width(group[0]) for group in groups.values()), default=0), _CELLS)
+    found = []
+    for group in groups.values():
+        try:
+            pictures, reason = group[0].kind.picture(group[0], None, scale, 1), ""
+        except Unknown as error:
+            pictures, reason = [], str(error)
+        found.append(
+            {
+                "site": group[0],
+                "layers": [site.layer or site.node for site in group],
+                "pictures": [markup(svg) for svg in mask_svgs(pictures)],
+                "reason": reason,
+                "kinds": {kind for picture in pictures for kind in np.unique(picture).tolist()},
+                "scale": scale,
+            }
+        )
+    return found
 
 
 def _ladders(sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from ..masks import Mask, Scale, sketch
+from ..site_kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells
 
-BAND_COLOR = "#0072b2"
+SEEN_COLOR = "#0072b2"
+PARTLY_COLOR = "#8cbfdf"
 GLOBAL_COLOR = "#e69f00"
 
 _CELL = 4
+_COLORS = {SEEN: SEEN_COLOR, PARTLY: PARTLY_COLOR, GLOBAL: GLOBAL_COLOR}
 
 
-def mask_svgs(attributes: Mapping[str, Any], scale: Scale, global_tokens: int, most: int = 4) -> list[str]:
+def mask_svgs(pictures: Sequence[Cells], most: int = 4) -> list[str]:
     """One picture per head whose mask differs from the others', at most `most` of them.
 
     Rows are queries, from the top; columns are keys, from the left.
 
     Args:
-        attributes: The node's attributes.
-        scale: Cells of the picture and tokens behind each.
-        global_tokens: Global tokens at the start of the text, drawn in a colour of their own.
+        pictures: What `SiteKind.picture` returned.
         most: Pictures to draw.
     """
-    band = sketch(attributes, scale)
-    seen = sketch(attributes, scale, global_tokens)
-    different = {heads.tobytes(): index for index, heads in reversed(list(enumerate(band)))}
-    return [_svg(band[index], seen[index] & ~band[index]) for index in sorted(different.values())[:most]]
+    different = {picture.tobytes(): index for index, picture in reversed(list(enumerate(pictures)))}
+    return [_svg(pictures[index]) for index in sorted(different.values())[:most]]
 
 
-def _svg(band: Mask, outside: Mask) -> str:
-    side = _CELL * len(band)
+def _svg(cells: Cells) -> str:
+    side = _CELL * len(cells)
     paths = "".join(
-        f'<path d="{_path(mask)}" fill="{color}"/>'
-        for mask, color in ((band, BAND_COLOR), (outside, GLOBAL_COLOR))
-        if mask.any()
+        f'<path d="{_path(cells == kind)}" fill="{color}"/>' for kind, color in _COLORS.items() if (cells == kind).any()
     )
-    share = (band | outside).mean()
+    share = (cells != UNSEEN).mean()
     return (
         f'<svg class="mask" viewBox="0 0 {side} {side}" role="img" shape-rendering="crispEdges" '
         f'aria-label="attention mask: rows are queries, columns keys; {share:.0%} of all pairs">'
@@ -47,7 +43,7 @@ def _svg(band: Mask, outside: Mask) -> str:
     )
 
 
-def _path(mask: Mask) -> str:
+def _path(mask: npt.NDArray[np.bool_]) -> str:
     """Rectangles of one row's runs each."""
     parts = []
     for row, cells in enumerate(mask):

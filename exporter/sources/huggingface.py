@@ -227,7 +227,7 @@ def _model_class(transformers: Any, config: PretrainedConfig, request: SourceReq
 
 def _encoder(model: PreTrainedModel) -> tuple[PreTrainedModel, str]:
     """The encoder of an encoder-decoder and the name of the latter's class; any other model as it is, and ""."""
-    if not getattr(model.config, "is_encoder_decoder", False):
+    if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return model, ""
     encoder = model.get_encoder()
     return (encoder, type(model).__name__) if hasattr(encoder, "config") and encoder is not model else (model, "")

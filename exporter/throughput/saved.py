@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidRequest
+from ..reports.reading import read_report
 from .comparison import BenchComparison, ComparedRow
 from .machine import Machine
 from .report import SCHEMA_VERSION, BenchReport, Row
@@ -36,31 +37,13 @@ def load(path: Path, option: str) -> BenchReport:
     Raises:
         InvalidRequest: there is no such file, or it holds something else.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequest(
-            f"{option} {path}: cannot be read: {error.strerror or error}; next step: longspan bench BUNDLE writes "
-            "BUNDLE/reports/bench.json"
-        ) from error
-    except ValueError as error:
-        raise InvalidRequest(f"{option} {path}: is not JSON: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InvalidRequest(
-            f"{option} {path}: has schema version {version}; allowed: {SCHEMA_VERSION}; next step: run longspan bench "
-            "again"
-        )
-    try:
-        return _report(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidRequest(f"{option} {path}: is not a report of longspan bench: {error!r}") from error
+    return read_report(path, _report, SCHEMA_VERSION, "longspan bench", option)
 
 
-def _report(data: dict[str, Any]) -> BenchReport:
+def _report(data: Mapping[str, Any]) -> BenchReport:
     comparison = data["comparison"]
     return BenchReport(
-        **data
+        **dict(data)
         | {
             "settings": BenchSettings(**_tuples(data["settings"])),
             "machine": Machine(**_tuples(data["machine"])),

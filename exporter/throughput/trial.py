@@ -16,16 +16,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..runtime_names import INLINED
+
 START = time.perf_counter()
 
 FEWEST_SAMPLES = 3
 """Runs below which a trial that meets its time limit reports no statistics."""
 
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+"""Operators whose time holds that of the graphs which they run."""
+
 _SGEMM_S = 1.0
 """Time that must be left for the matrix product; it takes about a quarter of it."""
-
-_INLINED = "_inlfunc_"
-"""ONNX Runtime's prefix for the nodes of a function that it has expanded."""
 
 
 def main() -> None:
@@ -205,14 +207,26 @@ def _executed(profile: Path, kernel_operators: list[str]) -> dict[str, Any]:
     nodes: dict[str, dict[str, int]] = {}
     time_us = {"run": run["dur"], "attention": 0, "matmul": 0, "other": 0}
     kernel_nodes = 0
-    expanded = tuple(_INLINED + operator for operator in kernel_operators)
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < run["ts"]:
-            continue
+    expanded = tuple(INLINED + operator for operator in kernel_operators)
+    profiled = [
+        event
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= run["ts"]
+    ]
+    # A loop of a function stands for what runs inside it, under names that do not tell whose they are; of any other
+    # node that runs a graph, only what runs inside counts.
+    outer = [event for event in profiled if event["args"]["op_name"] in _CONTROL_FLOW]
+    within = [(event["ts"], event["ts"] + event["dur"], event) for event in outer if event["name"].startswith(expanded)]
+    for event in profiled:
         operator, provider = event["args"]["op_name"], event["args"].get("provider", "")
         of_provider = nodes.setdefault(provider, {})
         of_provider[operator] = of_provider.get(operator, 0) + 1
         kernel_nodes += operator in kernel_operators
+        end = event["ts"] + event["dur"]
+        if any(begin <= event["ts"] and end <= last and event is not other for begin, last, other in within):
+            continue
+        if operator in _CONTROL_FLOW and not event["name"].startswith(expanded):
+            continue
         if operator in kernel_operators or event["name"].startswith(expanded):
             part = "attention"
         else:

@@ -74,15 +74,14 @@ def dense_variant(bundle: Bundle, folder: Path) -> Variant:
     """
     import onnx_ir as ir
 
-    from ...plugins.sliding_window_attention.dense_baseline import dense_function_body
-    from ...plugins.sliding_window_attention.function import Signature
+    from ...plugins.dense_baseline import dense_function_body
     from ..graph_io import save_model
 
     path = folder / "dense.onnx"
     try:
         model = ir.load(bundle.model_path)
         for node in longspan_nodes(model):
-            model.functions[node.op_identifier()] = dense_function_body(Signature.of(node), model.opset_imports[""])
+            model.functions[node.op_identifier()] = dense_function_body(node, model.opset_imports[""])
         save_model(model, path)
     except (PluginError, OSError) as error:
         return Variant("dense", None, unavailable=f"cannot be built: {error}")

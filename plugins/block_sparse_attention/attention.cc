@@ -32,7 +32,7 @@ struct Row {
   int64_t mask_row;    // query's number in its row of blocks
   int64_t position;    // by index
   int32_t q_position;  // as given
-  const float* bias;   // bias[key]
+  int64_t bias;        // index in distance_bias of the entry for key 0
 };
 
 // Neighbouring columns of a key tile that hold keys of one block.
@@ -55,36 +55,7 @@ void Forbid(float* first, const float* last) {
   for (; first < last; ++first) *first = kForbidden;
 }
 
-// For every byte of a block mask, words that keep the scores of the bits that are set.
-struct ByteMasks {
-  constexpr ByteMasks() : keep() {
-    for (uint32_t byte = 0; byte < 256; ++byte) {
-      for (uint32_t bit = 0; bit < 8; ++bit) keep[byte][bit] = byte >> bit & 1 ? 0xffffffffu : 0;
-    }
-  }
-  uint32_t keep[256][8];
-};
-constexpr ByteMasks kByteMasks;
-
 inline bool Bit(const uint8_t* bits, int64_t index) { return bits[index / 8] >> (index % 8) & 1; }
-
-// Forbids the scores whose bits, `begin` being that of the first, are not set.
-void ForbidUnset(const uint8_t* bits, int64_t begin, int count, float* scores) {
-  const uint32_t forbidden = cpu::ToBits(kForbidden);
-  int c = 0;
-  for (; c < count && (begin + c) % 8 != 0; ++c) {
-    if (!Bit(bits, begin + c)) scores[c] = kForbidden;
-  }
-  for (; c + 8 <= count; c += 8) {
-    const uint32_t* keep = kByteMasks.keep[bits[(begin + c) / 8]];
-    for (int i = 0; i < 8; ++i) {
-      scores[c + i] = cpu::FromBits((cpu::ToBits(scores[c + i]) & keep[i]) | (forbidden & ~keep[i]));
-    }
-  }
-  for (; c < count; ++c) {
-    if (!Bit(bits, begin + c)) scores[c] = kForbidden;
-  }
-}
 
 // What a thread needs to run tasks.
 class Worker {
@@ -94,6 +65,8 @@ class Worker {
         attributes_(problem.attributes),
         shapes_(problem.shapes),
         plan_(plan),
+        kernels_(kernels),
+        has_bias_(problem.input_shapes[kDistanceBias].has_value()),
         max_pieces_(plan.tile.columns / std::min<int64_t>(plan.tile.columns, problem.attributes.kv_block_size) + 2),
         tile_(problem, problem.attributes, problem.inputs[kSinks], plan.tile, kernels) {
     if (problem.input_shapes[kQPositions]) {
@@ -135,6 +108,8 @@ class Worker {
   const Attributes& attributes_;
   const Shapes& shapes_;
   const Plan& plan_;
+  const cpu::TileKernels& kernels_;
+  const bool has_bias_;
   const int64_t max_pieces_;
   bool given_positions_ = false;
   SharedAxes q_axes_, k_axes_;  // of q_positions and k_positions
@@ -187,7 +162,7 @@ void Worker::Run(const Task& task) {
 void Worker::FindRows() {
   const auto* q_positions = static_cast<const int32_t*>(problem_.inputs[kQPositions]);
   const int64_t distances = shapes_.seq_q + shapes_.seq_k - 1;
-  const bool shared_bias = static_cast<int64_t>(plan_.bias.size()) == distances;
+  const bool shared_bias = has_bias_ && (*problem_.input_shapes[kDistanceBias])[0] == 1;
   int count = 0;
   for (int64_t query = task_->first; query < task_->last; ++query) {
     const int64_t block = query / attributes_.q_block_size;
@@ -198,9 +173,7 @@ void Worker::FindRows() {
       row.mask_row = query - block * attributes_.q_block_size;
       row.position = padding_->offset + query;
       row.q_position = given_positions_ ? q_positions[q_axes_.Index(task_->batch, head) + query] : 0;
-      row.bias = plan_.bias.empty()
-                     ? nullptr
-                     : plan_.bias.data() + (shared_bias ? 0 : head * distances) + shapes_.seq_q - 1 - query;
+      row.bias = (shared_bias ? 0 : head * distances) + shapes_.seq_q - 1 - query;
     }
   }
 }
@@ -325,7 +298,7 @@ Segment Worker::Look(int r, int p) const {
   if (segment.listing == nullptr) return segment;
   segment.first = piece.first;
   segment.last = piece.last;
-  segment.edit = segment.listing->times > 1 || !plan_.bias.empty();
+  segment.edit = segment.listing->times > 1 || has_bias_;
   if (segment.listing->mask >= 0) {
     const MaskRow& mask = plan_.masks[static_cast<size_t>(segment.listing->mask * plan_.mask_rows + row.mask_row)];
     segment.first = ColumnOf(piece, piece.block_key + mask.first);
@@ -372,12 +345,14 @@ void Worker::EditSegment(const Row& row, const Piece& piece, const Segment& segm
   const int count = segment.last - segment.first;
   const int64_t* keys = columns_ + segment.first;
   scores += segment.first;
-  if (!plan_.bias.empty()) {
+  if (has_bias_) {
+    const auto type = static_cast<int>(problem_.type);
+    const void* bias = problem_.inputs[kDistanceBias];
     if (piece.contiguous) {
-      const float* bias = row.bias + keys[0];
-      for (int i = 0; i < count; ++i) scores[i] += bias[i];
+      const auto size = static_cast<int64_t>(cpu::ElementSize(problem_.type));
+      kernels_.add[type](static_cast<const char*>(bias) + (row.bias + keys[0]) * size, cpu::kLog2E, count, scores);
     } else {
-      for (int i = 0; i < count; ++i) scores[i] += row.bias[keys[i]];
+      for (int i = 0; i < count; ++i) scores[i] += LoadElement(bias, row.bias + keys[i], problem_.type) * cpu::kLog2E;
     }
   }
   if (listing.times > 1) {  // m terms exp2(s) are one term exp2(s + log2(m))
@@ -389,7 +364,7 @@ void Worker::EditSegment(const Row& row, const Piece& piece, const Segment& segm
     const auto* masks = static_cast<const uint8_t*>(problem_.inputs[kBlockMasks]);
     const uint8_t* bits = masks + (listing.mask * shape[1] + row.mask_row) * shape[2];
     if (piece.contiguous) {
-      ForbidUnset(bits, keys[0] - piece.block_key, count, scores);
+      kernels_.forbid_unset(bits, keys[0] - piece.block_key, count, scores);
     } else {
       for (int i = 0; i < count; ++i) {
         if (!Bit(bits, keys[i] - piece.block_key)) scores[i] = kForbidden;

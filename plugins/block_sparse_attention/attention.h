@@ -9,7 +9,7 @@
 namespace longspan::block_sparse {
 
 // Computes problem.output and problem.lse. Memory beyond the tensors is a few hundred KB per thread, the list of one
-// task, and O(M * q_block_size + H * S). Throws InvalidOperands when the values of the block lists or of
+// task, and O(M * q_block_size). Throws InvalidOperands when the values of the block lists or of
 // nonpad_kv_seqlen are out of range, std::bad_alloc when the executor has no memory.
 void Compute(const Problem& problem, const cpu::TileKernels& kernels, cpu::Executor& executor);
 

@@ -3,12 +3,13 @@
 The unit of work is an *item*: one row of blocks of one batch entry, with all heads that share its lists. Together its
 lists name ``width`` blocks, so it is a dense problem of ``q_block_size`` queries and ``width * kv_block_size`` keys,
 which Gathers with computed row numbers fetch from Q, K and V as tables of rows. A few items at a time are computed in a
-Loop; each item is padded to the widest of them::
+Loop, widest first; each is padded to the widest of its chunk::
 
-    width   8 |##|                        64 + 64 blocks in the first chunk, 8 in each item of the others:
-            . |##|####|####|####|         rows that list everything cost what they list, and nothing to the others
-            1 |##|####|####|####|
-               items, widest first
+    blocks  |##|
+    listed  |##|                     Rows that list every block cost what they list,
+            |##| |########| |####|   and add nothing to the others.
+            |##| |########| |####|
+             1    2          3       chunk
 
 For that the items are sorted by width, and a chunk ends where the width has fallen by a quarter. Where the shapes of
 the lists say that no item is wide (`Signature.even`), there is nothing to sort: all items have the width of the lists,
@@ -32,14 +33,19 @@ from ..attention.function_body import (
     node_attributes,
     node_inputs,
 )
-from ..onnx_builder import Expr, Operand
+from ..onnx_builder import Expr
 from .definition import BLOCK_SPARSE_ATTENTION, Attributes
 
 EVEN_UP_TO = 1024
 """Most keys that static lists may name in a row for all rows to be computed at the width of the lists."""
 
-CHUNK = 2**21
-"""Scores that are computed at once, unless a single item has more."""
+CHUNK = 2**20
+"""Scores that are computed at once, unless a single item has more: as many as a CPU's cache holds."""
+
+EVEN_CHUNK = 2**22
+"""The same where all items are computed at one width, as a GPU does it, to which each operator is a launch."""
+
+_STRETCH = 16  # distances in a row of the bias table, where the block size is a multiple
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,10 @@ class _Body(AttentionBody):
         self._lists()
         if self.has("block_masks"):
             self._masks()
-        self.added = {name: self.floats(name) for name in ("sinks", "distance_bias") if self.has(name)}
+        if self.has("distance_bias"):
+            self._bias_rows()
+        if self.has("sinks"):
+            self.sinks = self.floats("sinks")
 
     def _items(self) -> None:
         """Number the items: (batch entry, head with lists of its own or all heads, row of blocks)."""
@@ -219,31 +228,44 @@ class _Body(AttentionBody):
             ids = b.reshape(b.input("block_mask_ids"), [-1])
             self.mask_ids = b.concat([ids, b.op("CastLike", b.constant([-1]), ids)], 0)
 
+    def _bias_rows(self) -> None:
+        """`distance_bias` as a table of stretches: row d of a head holds the distances d, d + 1, ... of some keys.
+
+        Gathering stretches is twice as fast as gathering numbers. They are short, since the table has as many rows as
+        there are distances; the last ones repeat the last distance, which keys behind the end read.
+        """
+        b = self.b
+        bias = self.floats("distance_bias")
+        self.bias_heads, self.distances = b.dim(bias, 0), b.dim(bias, 1)
+        self.stretch = b.where(b.equal(self.wide % _STRETCH, 0), _STRETCH, self.wide)
+        distance = b.reshape(b.arange(self.distances), [-1, 1]) + b.arange(self.stretch)
+        bias = b.op("Gather", bias, b.minimum(distance, self.distances - 1), axis=1)
+        self.bias_rows = b.reshape(bias, [-1, self.stretch])
+
     def build(self) -> ir.Function:
         """Compute all items, and put the rows in order."""
         b = self.b
-        tables, rank = self._all_at_one_width() if self.signature.even else self._widest_first()
+        rank, (y, *lse) = self._all_at_one_width() if self.signature.even else self._widest_first()
         batch = b.reshape(b.arange(self.batch), [-1, 1, 1])
         head = b.reshape(b.arange(self.heads), [-1, 1])
         query = b.arange(self.seq_q)
         item = (batch * self.item_heads + head // self.heads_of_item) * self.row_blocks + query // self.tall
-        place = item if rank is None else b.op("Gather", rank, item)
+        place = b.op("Gather", rank, item)
         number = (place * self.heads_of_item + head % self.heads_of_item) * self.rows + query % self.tall
-        return self.ordered(tables[0], tables[1:], number)
+        return self.ordered(b.reshape(y, [-1, self.v_size]), [b.reshape(x, [-1]) for x in lse], number)
 
-    def _all_at_one_width(self) -> tuple[list[Expr], None]:
-        """Results of all items in order; the last chunk repeats the last item."""
+    def _all_at_one_width(self) -> tuple[Expr, list[Expr]]:
+        """Place of each item among the results, and the results; the last chunk repeats the last item."""
         b = self.b
         width = b.maximum(self.slot_limit, 1)
-        count = b.minimum(b.maximum(b.constant(CHUNK) // self._area(width), 1), self.items)
+        count = b.minimum(b.maximum(b.constant(EVEN_CHUNK) // self._area(width), 1), self.items)
         item = b.arange(count)
         trips = (self.items + count - 1) // count
         results = b.loop(trips, lambda trip: self._chunk(b.minimum(trip * count + item, self.items - 1), width))
-        sizes: tuple[tuple[Operand, ...], ...] = ((-1, self.v_size), (-1,))
-        return [b.reshape(result, size) for result, size in zip(results, sizes, strict=False)], None
+        return b.arange(self.items), results
 
-    def _widest_first(self) -> tuple[list[Expr], Expr]:
-        """Results of all items by falling width, and the place of each item among them."""
+    def _widest_first(self) -> tuple[Expr, list[Expr]]:
+        """Place of each item among the results, and the results."""
         b = self.b
         every = b.vector([self.items])
         widths, order = b.multi_op("TopK", 2, b.maximum(self.counts, 1), every)
@@ -255,16 +277,12 @@ class _Body(AttentionBody):
             near = b.slice(widths, first, limit, 0) * 4 > width * 3
             end = first + b.op("ReduceSum", b.cast(near, ir.DataType.INT64), keepdims=0)
             chunk = self._chunk(b.slice(order, first, end, 0), width)
-            sizes: tuple[tuple[Operand, ...], ...] = ((-1, self.v_size), (-1,))
-            longer = [
-                b.append(result, b.reshape(part, size))
-                for result, part, size in zip(results, chunk, sizes, strict=False)
-            ]
+            longer = [b.append(result, part) for result, part in zip(results, chunk, strict=True)]
             return [end < self.items, end, *longer]
 
         states = [b.constant(0), *(b.sequence() for _ in range(1 + self.signature.lse))]
         _, *results = b.loop_while(states, step)
-        return [b.op("ConcatFromSequence", result, axis=0) for result in results], rank
+        return rank, [b.op("ConcatFromSequence", result, axis=0) for result in results]
 
     def _area(self, width: Expr) -> Expr:
         """Scores of an item."""
@@ -294,7 +312,7 @@ class _Body(AttentionBody):
         values = b.reshape(values, [0, self.key_axis, -1, self.v_size])
         scores = self.cap(b.op("MatMul", queries, b.op("Transpose", keys, perm=[0, 1, 3, 2])))
         scores = b.reshape(scores, [0, 0, self.group_axis, self.rows, -1])
-        sinks = b.op("Gather", self.added["sinks"], at.head) if self.has("sinks") else None
+        sinks = b.op("Gather", self.sinks, at.head) if self.has("sinks") else None
         weights, factor, lse = self.softmax(scores, penalty, sinks)
         y = b.op("MatMul", b.reshape(weights, [0, 0, self.group_axis * self.rows, -1]), values)
         return [b.reshape(y, [0, 0, self.group_axis, self.rows, -1]) * factor, *lse]
@@ -345,10 +363,10 @@ class _Body(AttentionBody):
                 allowed = allowed & ~b.equal(k_position, q_position)
         if not self.has("distance_bias"):
             return b.where(allowed, 0.0, LOWEST)
-        bias = self.added["distance_bias"]
-        head, distances = self._shared(at.head, b.dim(bias, 0)), b.dim(bias, 1)
-        number = head * distances + (at.key - at.query + (self.seq_q - 1))
-        return b.where(allowed, b.op("Gather", b.reshape(bias, [-1]), number), LOWEST)
+        keys = b.op("Gather", b.reshape(at.key, [0, 0, 0, 0, -1, self.stretch]), 0, axis=5)
+        distance = keys - at.query + (self.seq_q - 1)
+        bias = b.op("Gather", self.bias_rows, self._shared(at.head, self.bias_heads) * self.distances + distance)
+        return b.where(allowed, b.reshape(bias, [0, 0, 0, 0, -1]), LOWEST)
 
     def _positions(self, name: str, batch: Expr, head: Expr, index: Expr) -> Expr:
         b = self.b

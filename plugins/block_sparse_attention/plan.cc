@@ -7,16 +7,24 @@ namespace longspan::block_sparse {
 namespace {
 
 // What packing a key costs, in pairs of a query and a key.
-constexpr int64_t kPackCost = 3;
+constexpr int64_t kPackCost = 8;
 
-// First and last + 1 of the bits set below `columns`, and whether some between are not.
+// Merged tasks list at most this many blocks, which bounds the memory of a thread.
+constexpr int64_t kMaxMergedListings = 8192;
+
+// Columns below `columns` whose bits are set: the first, the last, and whether some between are not.
 MaskRow ReadMaskRow(const uint8_t* bits, int64_t columns) {
   MaskRow row;
-  int64_t count = 0;
-  for (int64_t c = 0; c < columns; ++c) {
-    if ((bits[c / 8] >> (c % 8) & 1) == 0) continue;
-    if (count++ == 0) row.first = static_cast<int>(c);
-    row.last = static_cast<int>(c) + 1;
+  int count = 0;
+  for (int64_t begin = 0; begin < columns; begin += 64) {
+    const int64_t size = std::min<int64_t>(64, columns - begin);
+    uint64_t word = 0;
+    for (int64_t byte = 0; 8 * byte < size; ++byte) word |= uint64_t{bits[begin / 8 + byte]} << (8 * byte);
+    if (size < 64) word &= (uint64_t{1} << size) - 1;
+    if (word == 0) continue;
+    if (count == 0) row.first = static_cast<int>(begin) + __builtin_ctzll(word);
+    row.last = static_cast<int>(begin) + 64 - __builtin_clzll(word);
+    count += __builtin_popcountll(word);
   }
   row.holes = row.last - row.first != count;
   return row;
@@ -48,7 +56,6 @@ class Planner {
       plan_.batches.push_back(ReadPadding(shapes_, problem_.inputs[kNonpadKvSeqlen], problem_.inputs[kAttnMask], b));
     }
     ReadMasks();
-    ReadBias();
     for (int64_t b = 0; b < shapes_.batch; ++b) {
       for (int64_t head = 0; head < shapes_.q_num_heads;) {
         // Heads that share a tile: of one group, with the same lists, and not more than the tile has rows.
@@ -81,21 +88,23 @@ class Planner {
     }
   }
 
-  void ReadBias() {
-    if (!problem_.input_shapes[kDistanceBias]) return;
-    const Shape& shape = *problem_.input_shapes[kDistanceBias];
-    plan_.bias.resize(static_cast<size_t>(shape[0] * shape[1]));
-    for (size_t i = 0; i < plan_.bias.size(); ++i) {
-      plan_.bias[i] = LoadElement(problem_.inputs[kDistanceBias], static_cast<int64_t>(i), problem_.type) * cpu::kLog2E;
-    }
+  // Entries of both lists in one row.
+  int64_t Listings(int64_t b, int64_t head, int64_t block) const {
+    return plan_.lists.partial.At(b, head, block).count + plan_.lists.full.At(b, head, block).count;
   }
 
-  // Marks the blocks that one row lists; returns how many were not marked before.
+  // Marks the blocks that one row lists and that hold a key for it; returns how many were not marked before.
   int64_t Mark(std::vector<int64_t>* marks, int64_t mark, int64_t b, int64_t head, int64_t block) const {
+    const KeyPadding& padding = plan_.batches[static_cast<size_t>(b)];
+    int64_t end = padding.length;
+    if (attributes_.is_causal && !problem_.input_shapes[kQPositions]) {
+      end = std::min(end, padding.offset + std::min((block + 1) * attributes_.q_block_size, shapes_.seq_q));
+    }
     int64_t fresh = 0;
     for (const BlockList* list : {&plan_.lists.partial, &plan_.lists.full}) {
       const BlockList::Row row = list->At(b, head, block);
       for (int64_t slot = 0; slot < row.count; ++slot) {
+        if (row.indices[slot] * attributes_.kv_block_size >= end) continue;
         int64_t& seen = (*marks)[static_cast<size_t>(row.indices[slot])];
         fresh += seen != mark;
         seen = mark;
@@ -109,35 +118,33 @@ class Planner {
     for (int64_t block = 0; block < blocks_;) {
       Task task{b, head, heads, block, 1, block * size, std::min((block + 1) * size, shapes_.seq_q), 0};
       const int64_t mark = ++mark_;
-      int64_t keys = Mark(&in_task_, mark, b, head, block);
-      int64_t pairs = keys * (task.last - task.first) * heads;
+      int64_t distinct = Mark(&in_task_, mark, b, head, block);
+      int64_t pairs = distinct * (task.last - task.first) * heads;
+      int64_t listings = Listings(b, head, block);
       // Rows of blocks that read much the same keys share a tile: packing a key once for all of them is cheaper than
       // computing it, at worst, for the rows that do not list it.
       while (task.last < shapes_.seq_q && (task.last - task.first + size) * heads <= plan_.tile.rows) {
         const int64_t last = std::min(task.last + size, shapes_.seq_q);
-        const int64_t own = Mark(&in_row_, ++mark_, b, head, block + task.blocks);
-        const int64_t fresh = Mark(&in_task_, mark, b, head, block + task.blocks);
+        const int64_t next = block + task.blocks;
+        if (listings + Listings(b, head, next) > kMaxMergedListings) break;
+        const int64_t own = Mark(&in_row_, ++mark_, b, head, next);
+        const int64_t fresh = Mark(&in_task_, mark, b, head, next);
         const int64_t rows = (task.last - task.first) * heads, more = (last - task.last) * heads;
-        const int64_t apart = keys * (rows + kPackCost) + own * (more + kPackCost);
-        if ((keys + fresh) * (rows + more + kPackCost) > apart) break;
-        keys += fresh;
+        const int64_t apart = distinct * (rows + kPackCost) + own * (more + kPackCost);
+        if ((distinct + fresh) * (rows + more + kPackCost) > apart) break;
+        distinct += fresh;
         pairs += own * more;
+        listings += Listings(b, head, next);
         task.last = last;
         ++task.blocks;
       }
-      Split(task, static_cast<double>(pairs) * static_cast<double>(attributes_.kv_block_size));
+      Split(task, listings, static_cast<double>(pairs) * static_cast<double>(attributes_.kv_block_size));
       block += task.blocks;
     }
   }
 
   // Adds the task, in equal parts where it has more queries than fit a tile.
-  void Split(const Task& whole, double cost) {
-    int64_t listings = 0;
-    for (int64_t block = whole.block; block < whole.block + whole.blocks; ++block) {
-      for (const BlockList* list : {&plan_.lists.partial, &plan_.lists.full}) {
-        listings += list->At(whole.batch, whole.head, block).count;
-      }
-    }
+  void Split(const Task& whole, int64_t listings, double cost) {
     plan_.max_listings = std::max(plan_.max_listings, listings);
     plan_.max_blocks = std::max(plan_.max_blocks, whole.blocks);
     const int64_t most = std::max<int64_t>(1, plan_.tile.rows / whole.heads);

@@ -41,7 +41,6 @@ struct Plan {
   std::vector<KeyPadding> batches;
   int64_t mask_rows = 0;       // rows of a mask that queries can meet
   std::vector<MaskRow> masks;  // (M, mask_rows)
-  std::vector<float> bias;     // distance_bias in log2 units, as float
   std::vector<Task> tasks;     // heaviest first
 };
 

@@ -6,6 +6,7 @@ small sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def block_sparse_attention(
     if nonpad_kv_seqlen is not None:
         check_lengths([int(length) for length in nonpad_kv_seqlen], shapes.seq_k)
 
-    number = np.dtype(dtype).type
+    number: Callable[[Any], Any] = np.dtype(dtype).type
     q4, k4, v4 = _heads(q, shapes.q_num_heads), _heads(k, shapes.kv_num_heads), _heads(v, shapes.kv_num_heads)
     out = np.zeros((shapes.batch, shapes.q_num_heads, shapes.seq_q, shapes.v_head_size), dtype)
     lse = np.full(shapes.lse, -np.inf, dtype)

@@ -133,7 +133,8 @@ def block_sparse_attention_lse(
     Raises:
         InvalidOperands: a shape, a type, an attribute or a value of the lists contradicts the definition.
     """
-    flags = {name: int(keywords[name]) for name in ("is_causal", "exclude_self") if name in keywords}
+    for flag in keywords.keys() & {"is_causal", "exclude_self"}:
+        keywords[flag] = int(keywords[flag])
     return _attention_lse(  # type: ignore[no-any-return]
-        q, k, v, kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, **{**keywords, **flags}
+        q, k, v, kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, **keywords
     )

@@ -82,6 +82,13 @@ struct TileKernels {
   // One online-softmax step: updates out, top and total of every row with the columns that its range holds.
   void (*attend)(const QueryTile& queries, const KeyTile& keys, const ColumnRange* ranges, const ScoreEdit& edit);
 
+  // For a ScoreEdit: scores[i] += terms[i] * factor for i in [0, count). Indexed by the ElementType of the terms.
+  void (*add[kElementTypes])(const void* terms, float factor, int count, float* scores);
+
+  // For a ScoreEdit: makes scores[i] -inf for the i in [0, count) whose bit first + i is not set; bit n is bit n % 8 of
+  // byte n / 8.
+  void (*forbid_unset)(const uint8_t* bits, int64_t first, int count, float* scores);
+
   // Writes row * factor as `width` elements. Indexed by ElementType.
   void (*store_row[kElementTypes])(const float* row, float factor, int width, void* out);
 };

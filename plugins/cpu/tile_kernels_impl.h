@@ -214,6 +214,40 @@ const BlockFunctions& Blocks(int rows, std::integer_sequence<int, I...>) {
   return table[rows - 1];
 }
 
+// ---- edits of scores ---------------------------------------------------------------------------------------------
+
+template <typename T>
+void Add(const void* terms, float factor, int count, float* scores) {
+  const T* from = static_cast<const T*>(terms);
+  const Vec f = Vec::Broadcast(factor);
+  int c = 0;
+  for (; c + kLanes <= count; c += kLanes) Fma(Vec::Load(from + c), f, Vec::Load(scores + c)).Store(scores + c);
+  if (c == count) return;
+  float rest[kLanes];
+  Fma(LoadPartial(from + c, count - c), f, LoadPartial(scores + c, count - c)).Store(rest);
+  std::memcpy(scores + c, rest, static_cast<size_t>(count - c) * sizeof(float));
+}
+
+// `count` bits from bit `first` on, at most kLanes.
+inline uint32_t LoadBits(const uint8_t* bits, int64_t first, int count) {
+  const int shift = static_cast<int>(first % 8);
+  bits += first / 8;
+  uint32_t window = 0;
+  for (int byte = 0; 8 * byte < shift + count; ++byte) window |= static_cast<uint32_t>(bits[byte]) << (8 * byte);
+  return window >> shift;
+}
+
+void ForbidUnset(const uint8_t* bits, int64_t first, int count, float* scores) {
+  const Vec forbidden = Vec::Broadcast(-INFINITY);
+  int c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    SelectBits(LoadBits(bits, first + c, kLanes), Vec::Load(scores + c), forbidden).Store(scores + c);
+  }
+  for (uint32_t rest = LoadBits(bits, first + c, count - c); c < count; ++c, rest >>= 1) {
+    if ((rest & 1) == 0) scores[c] = -INFINITY;
+  }
+}
+
 // ---- the online-softmax step ---------------------------------------------------------------------------------------
 
 // Turns one row's scores in [first, last), multiples of kLanes, into p = exp2(score - top), times the weights where
@@ -293,6 +327,8 @@ constexpr TileKernels MakeKernels(const char* name) {
           {PackTransposed<float>, PackTransposed<Half>, PackTransposed<BFloat16>},
           {PackRows<float>, PackRows<Half>, PackRows<BFloat16>},
           Attend,
+          {Add<float>, Add<Half>, Add<BFloat16>},
+          ForbidUnset,
           {StoreRow<float>, StoreRow<Half>, StoreRow<BFloat16>}};
 }
 

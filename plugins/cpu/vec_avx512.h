@@ -54,6 +54,10 @@ struct Vec {
   friend Vec SelectGreater(Vec a, Vec b, Vec yes, Vec no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
   }
+  // Lanes of `yes` whose bit is set, else of `no`.
+  friend Vec SelectBits(uint32_t bits, Vec yes, Vec no) {
+    return {_mm512_mask_blend_ps(static_cast<__mmask16>(bits), no.v, yes.v)};
+  }
   friend float ReduceMax(Vec a) { return _mm512_reduce_max_ps(a.v); }
   friend float ReduceAdd(Vec a) { return _mm512_reduce_add_ps(a.v); }
 

@@ -53,6 +53,12 @@ struct Vec {
   }
   // Lanes of `yes` where a > b, else of `no`.
   friend Vec SelectGreater(Vec a, Vec b, Vec yes, Vec no) { return {a.v > b.v ? yes.v : no.v}; }
+  // Lanes of `yes` whose bit is set, else of `no`.
+  friend Vec SelectBits(uint32_t bits, Vec yes, Vec no) {
+    const auto b = static_cast<int32_t>(bits);
+    const Int4 lane{1, 2, 4, 8};
+    return {(Int4{b, b, b, b} & lane) == lane ? yes.v : no.v};
+  }
   friend float ReduceMax(Vec a) { return std::fmax(std::fmax(a.v[0], a.v[1]), std::fmax(a.v[2], a.v[3])); }
   friend float ReduceAdd(Vec a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
 

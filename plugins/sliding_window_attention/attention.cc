@@ -6,7 +6,6 @@
 
 #include "attention/row_tile.h"
 #include "attention/tasks.h"
-#include "cpu/elements.h"
 #include "sliding_window_attention/plan.h"
 
 namespace longspan::sliding_window {
@@ -14,13 +13,6 @@ namespace {
 
 using cpu::ColumnRange;
 using cpu::ElementSize;
-using cpu::ElementType;
-
-// out[i] += data[i] * log2(e)
-template <typename T>
-void AddBias(const T* data, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] += cpu::ToFloat(data[i]) * cpu::kLog2E;
-}
 
 float Ramp(float x) { return x < 0.0f ? 0.0f : (x > 1.0f ? 1.0f : x); }
 
@@ -37,6 +29,7 @@ class Worker {
   Worker(const Problem& problem, const Plan& plan, const cpu::TileKernels& kernels)
       : problem_(problem),
         plan_(plan),
+        kernels_(kernels),
         tile_(problem, problem.attributes, problem.inputs[kSinks], plan.tile, kernels) {}
 
   void Carve(cpu::Arena* arena) {
@@ -64,6 +57,7 @@ class Worker {
 
   const Problem& problem_;
   const Plan& plan_;
+  const cpu::TileKernels& kernels_;
   RowTile tile_;
 
   // Scratch.
@@ -233,19 +227,9 @@ void Worker::EditBand(void* worker, int r, ColumnRange range, float* scores, flo
     const int64_t shift = a.left_window_size - position;  // index in the band = coordinate + shift
     if (w.contiguous_) {
       const int64_t index = w.columns_[range.first] + shift;
-      const int count = range.last - range.first;
-      float* out = scores + range.first;
-      switch (w.problem_.type) {
-        case ElementType::kFloat32:
-          AddBias(static_cast<const float*>(bias) + index, count, out);
-          break;
-        case ElementType::kFloat16:
-          AddBias(static_cast<const cpu::Half*>(bias) + index, count, out);
-          break;
-        case ElementType::kBFloat16:
-          AddBias(static_cast<const cpu::BFloat16*>(bias) + index, count, out);
-          break;
-      }
+      w.kernels_.add[static_cast<int>(w.problem_.type)](
+          static_cast<const char*>(bias) + index * static_cast<int64_t>(ElementSize(w.problem_.type)), cpu::kLog2E,
+          range.last - range.first, scores + range.first);
     } else {
       for (int c = range.first; c < range.last; ++c) {
         scores[c] += LoadElement(bias, w.columns_[c] + shift, w.problem_.type) * cpu::kLog2E;

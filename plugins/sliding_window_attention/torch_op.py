@@ -55,6 +55,7 @@ def sliding_window_attention(
     q_num_heads: int = 0,
     kv_num_heads: int = 0,
     span_ramp: float = 32.0,
+    pattern: str = "",
 ) -> torch.Tensor:
     """Attend to a band of keys around each query, and to and from global tokens.
 
@@ -80,6 +81,7 @@ def sliding_window_attention(
         q_num_heads: Query heads; needed for 3-D inputs.
         kv_num_heads: Key and value heads; needed for 3-D inputs.
         span_ramp: Length of the soft ramp after each span, in keys.
+        pattern: JSON of the pattern that the band came from; the ONNX node carries it as metadata.
 
     Returns:
         Y, shaped like q with D_v for D, in the type of q. Rows without any allowed key are zero.
@@ -92,7 +94,7 @@ def sliding_window_attention(
         q, k, v, attn_mask, nonpad_kv_seqlen, global_mask, global_q, global_k, global_v, band_bias, sinks, spans,
         left_window_size=left_window_size, right_window_size=right_window_size, dilation=_ints(dilation),
         is_causal=int(is_causal), scale=scale, softcap=softcap, q_num_heads=q_num_heads, kv_num_heads=kv_num_heads,
-        span_ramp=span_ramp,
+        span_ramp=span_ramp, pattern=pattern,
     )
     # fmt: on
 

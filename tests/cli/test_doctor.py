@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from longspan.cli.main import run
-from longspan.exporter import environment
+from longspan.exporter import environment, probe
+from longspan.plugins.registry import operators
 
 Doctor = Callable[..., dict[str, dict[str, object]]]
 
@@ -64,6 +65,16 @@ def test_what_is_here_is_named_with_its_version(doctor: Doctor, kernel_library: 
     kernels = str(found["kernel library"]["found"])
     assert kernel_library in kernels and kernels.split(":")[0].split()[-1] in ("avx512", "avx2", "scalar")
     assert all(entry["cost"] and entry["remedy"] for entry in found.values() if entry["status"] != "present")
+
+
+def test_a_node_of_every_operator_is_run(kernel_library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(probe._PROBLEMS) == {operator.name for operator in operators()}
+    assert [probe._run(kernel_library, operator.name) for operator in operators()] == ["", ""]
+    monkeypatch.setenv("LONGSPAN_CPU_ISA", "")
+    attributes, integers = probe._PROBLEMS["BlockSparseAttention"]
+    wrong = tuple((name, shape, (7,) if values else ()) for name, shape, values in integers)
+    monkeypatch.setitem(probe._PROBLEMS, "BlockSparseAttention", (attributes, wrong))
+    assert probe.kernel()["error"].startswith("BlockSparseAttention: ")
 
 
 def test_what_is_missing_says_what_that_costs_and_what_brings_it(

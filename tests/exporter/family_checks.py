@@ -98,11 +98,13 @@ def export_graph(source: Source, by: Family) -> ir.Model:
     return graph
 
 
-def session_of(graph: ir.Model, path: Path) -> onnxruntime.InferenceSession:
-    """Save a graph and open it without the library of kernels, so that function bodies run."""
+def session_of(graph: ir.Model, path: Path, library: str = "") -> onnxruntime.InferenceSession:
+    """Save a graph and open it with a library of kernels; without one, function bodies run."""
     save_model(graph, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if library:
+        options.register_custom_ops_library(library)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -75,6 +75,12 @@ def test_of_the_model_the_encoder_is_loaded_and_every_layer_is_a_site(sources: d
     assert len(BY.sites(source.model, UNCHANGED)) == 2  # type: ignore[arg-type]
 
 
+def test_a_model_that_is_an_encoder_is_loaded_whole(tmp_path: Path) -> None:
+    source = load_steep(tmp_path, CONFIG, "q", architectures=["LongT5EncoderModel"])
+    assert type(source.model).__name__ == "LongT5EncoderModel" and source.record.encoder_of == ""
+    assert len(BY.sites(source.model, UNCHANGED)) == 2  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("padding", ["none", "right", "left", "holes"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_matches_eager_at_every_length(doubles: dict[str, Any], kind: str, padding: str) -> None:

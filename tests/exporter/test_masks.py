@@ -72,7 +72,7 @@ def test_what_is_out_of_range_is_refused() -> None:
 def test_the_widest_band_takes_about_a_quarter_of_the_picture() -> None:
     wide = {"left_window_size": 256, "right_window_size": 256}
     narrow = {"left_window_size": 16, "right_window_size": 16}
-    scale = scale_for([narrow, wide, {}], cells=64)
+    scale = scale_for(512, cells=64)
     assert scale == Scale(cells=64, unit=32) and scale.length == 2048
     assert sketch(wide, scale)[0, 32].sum() == 17
     assert sketch(narrow, scale)[0, 32].sum() == 1
@@ -81,14 +81,13 @@ def test_the_widest_band_takes_about_a_quarter_of_the_picture() -> None:
 
 
 def test_small_and_unbounded_windows_are_drawn_token_by_token() -> None:
-    assert scale_for([{"left_window_size": 4, "right_window_size": 4}], cells=24).unit == 1
-    assert scale_for([{}], cells=24) == Scale(24, 1)
-    assert scale_for([], cells=24) == Scale(24, 1)
+    assert scale_for(8, cells=24).unit == 1
+    assert scale_for(0, cells=24) == Scale(24, 1)
 
 
 def test_a_dilated_band_keeps_its_stripes() -> None:
     dilated = {"left_window_size": 32, "right_window_size": 32, "dilation": [2]}
-    scale = scale_for([dilated], cells=64)
+    scale = scale_for(64 * 2, cells=64)
     assert scale.unit == 8
     row = np.flatnonzero(sketch(dilated, scale)[0, 32])
     assert row.tolist() == list(range(24, 41, 2))

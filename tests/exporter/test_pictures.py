@@ -12,14 +12,16 @@ import pytest
 from longspan.exporter.errors import EnvironmentLacks
 from longspan.exporter.inspection import Inspection, SiteReport
 from longspan.exporter.masks import mask_of
-from longspan.exporter.pictures import BAND, GLOBAL, UNSEEN, draw_png, panels, picture_lines
+from longspan.exporter.patterns import Causal, PerHead, Window, systems
+from longspan.exporter.pictures import draw_png, panels, pattern_lines, picture_lines
+from longspan.exporter.site_kind import GLOBAL, SEEN, UNSEEN
 from longspan.exporter.sites import AttentionSite
 
 
 def report(layer: int, global_mask: bool = False, **attributes: Any) -> SiteReport:
     inputs = ("Q", "K", "V", *(["global_mask"] if global_mask else []))
     site = AttentionSite("node", f"layer.{layer}", "SlidingWindowAttention", inputs, attributes, "family x")
-    return SiteReport(site, 4, 4, 8, 8, 0.125, 1, 8, 0.875)
+    return SiteReport(site, 4, 4, 8, 8, 0.125, 1, 8, 0.875, 4096)
 
 
 def inspection(*sites: SiteReport, **changes: Any) -> Inspection:
@@ -39,20 +41,20 @@ def test_each_pattern_is_drawn_once_at_one_scale() -> None:
         ("layer 1", "63 left, 0 right, causal"),
     ]
     assert scale.unit == 32
-    assert (drawn[0].cells[32] == BAND).sum() == 17 and (drawn[1].cells[32] == BAND).sum() == 3
+    assert (drawn[0].cells[32] == SEEN).sum() == 17 and (drawn[1].cells[32] == SEEN).sum() == 3
     assert not np.triu(drawn[1].cells, 1).any()
 
 
 def test_small_windows_are_drawn_pair_by_pair() -> None:
     (panel,), scale = panels(inspection(report(0, **SMALL)), 24)
     assert scale.unit == 1
-    np.testing.assert_array_equal(panel.cells == BAND, mask_of(SMALL, 24)[0])
+    np.testing.assert_array_equal(panel.cells == SEEN, mask_of(SMALL, 24)[0])
 
 
 def test_global_tokens_are_marked_apart_and_one_stands_for_an_unknown_number() -> None:
     (panel,), _ = panels(inspection(report(0, global_mask=True, **SMALL)), 24)
     assert (panel.cells[10:, 0] == GLOBAL).all() and (panel.cells[0, 3:] == GLOBAL).all()
-    assert panel.cells[0, 0] == BAND and panel.cells[10, 1] == UNSEEN and "global tokens" in panel.pattern
+    assert panel.cells[0, 0] == SEEN and panel.cells[10, 1] == UNSEEN and "global tokens" in panel.pattern
     (panel,), _ = panels(inspection(report(0, global_mask=True, **SMALL), global_tokens=3), 24)
     assert (panel.cells[10, :3] == GLOBAL).all()
 
@@ -117,3 +119,16 @@ def test_panels_stand_side_by_side_as_far_as_they_fit() -> None:
         lines = picture_lines(sites, width, "utf-8")
         assert max(line.count("┌") for line in lines) == side_by_side
         assert sum(line.count("┌") for line in lines) == 4
+
+
+def test_a_pattern_without_a_model_is_drawn() -> None:
+    lines = pattern_lines(PerHead((Causal(), Window(2, 0), Causal())), width=60)
+    assert "heads 0,2" in lines[0] and "head 1" in lines[0] and "causal" in lines[1]
+    assert lines[-1] == "24 tokens, each cell one query and one key"
+    assert max(map(len, lines)) <= 60
+    body = [line[1:25] for line in lines if line.startswith("│")]
+    # Two rows of a triangle in a line.
+    assert body == [("█" * row + "▄").ljust(24) for row in range(1, 24, 2)]
+    plain = pattern_lines(systems.big_bird(64), encoding="ascii")
+    assert plain[-1] == "768 tokens, each cell 32 queries and 32 keys" and all(map(str.isascii, plain))
+    assert pattern_lines(systems.big_bird(64), limit=100)[-1].startswith("96 tokens")

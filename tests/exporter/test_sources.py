@@ -84,6 +84,39 @@ def test_a_large_configuration_becomes_small_and_keeps_its_kind(tmp_path: Path) 
     assert model.config.attention_window == [32, 32] and model.config.sep_token_id < model.config.vocab_size
 
 
+@pytest.mark.parametrize(
+    ("model_type", "model_class", "encoder", "kept"),
+    [
+        ("led", "LEDForConditionalGeneration", "LEDEncoder", {"attention_window": [32, 32], "d_model": 64}),
+        (
+            "longt5",
+            "LongT5ForConditionalGeneration",
+            "LongT5Stack",
+            {"local_radius": 32, "global_block_size": 16, "relative_attention_num_buckets": 32, "d_kv": 16},
+        ),
+        (
+            "bigbird_pegasus",
+            "BigBirdPegasusForConditionalGeneration",
+            "BigBirdPegasusEncoder",
+            {"block_size": 16, "num_random_blocks": 3, "encoder_layers": 2},
+        ),
+        ("big_bird", "BigBirdModel", "BigBirdModel", {"block_size": 16, "num_random_blocks": 3}),
+    ],
+)
+def test_sizes_of_patterns_become_small_and_counts_stay(
+    model_type: str, model_class: str, encoder: str, kept: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, {"model_type": model_type, "architectures": [model_class]})
+    source = load_source(SourceRequest(str(config), random_weights=True))
+    model: Any = source.model
+    assert type(model).__name__ == encoder
+    assert source.record.encoder_of == ("" if encoder == model_class else model_class)
+    assert {name: getattr(model.config, name) for name in kept} == kept
+    # Tables of positions keep their length; all the rest is small.
+    small = (weight.numel() for name, weight in model.named_parameters() if "position" not in name)
+    assert sum(small) < 300_000
+
+
 def test_inputs_can_be_chosen(tmp_path: Path) -> None:
     config = str(write_config(tmp_path, LONGFORMER))
     source = load_source(SourceRequest(config, random_weights=True, inputs=("input_ids", "attention_mask")))

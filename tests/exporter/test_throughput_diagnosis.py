@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
 from longspan.exporter.bundle import Bundle
 from longspan.exporter.reports.bench_page import bench_page
+from longspan.exporter.throughput import trial
 from longspan.exporter.throughput.comparison import compare
 from longspan.exporter.throughput.diagnosis import attention_gflops, diagnose, shares, weaknesses
 from longspan.exporter.throughput.report import Row
@@ -82,6 +84,31 @@ def test_drift_of_known_series() -> None:
     assert drift([1.0] * 11) is None
     # One slow first run is no drift: medians are compared.
     assert drift([9.0] + [1.0] * 19) == 0.0
+
+
+def test_what_runs_inside_a_loop_is_counted_once(tmp_path: Path) -> None:
+    def event(name: str, operator: str, begin: int, duration: int) -> dict[str, object]:
+        args = {"op_name": operator, "provider": "CPU"}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": begin, "dur": duration, "args": args}
+
+    events = [
+        {"cat": "Session", "name": "model_run", "ts": 100, "dur": 900},
+        event("before", "MatMul", 110, 90),
+        # Nodes of the body's loop have no prefix, and a second loop runs inside the first.
+        event("_inlfunc_BlockSparseAttention_loop", "Loop", 200, 300),
+        event("inner", "MatMul", 210, 100),
+        event("inner_loop", "Loop", 320, 100),
+        event("innermost", "Softmax", 330, 50),
+        event("_inlfunc_BlockSparseAttention_token_0_node_Add", "Add", 510, 10),
+        # A branch of the model's own, with a kernel inside.
+        event("branch", "If", 600, 200),
+        event("site", "BlockSparseAttention", 610, 150),
+        event("after", "Add", 900, 20),
+    ]
+    (tmp_path / "profile.json").write_text(json.dumps(events))
+    found = trial._executed(tmp_path / "profile.json", ["SlidingWindowAttention", "BlockSparseAttention"])
+    assert found["time_us"] == {"run": 900, "attention": 300 + 10 + 150, "matmul": 90, "other": 20}
+    assert found["kernel_nodes"] == 1 and found["nodes"]["CPU"]["MatMul"] == 2
 
 
 def test_operations_of_a_real_bundle(longformer_bundle: Path) -> None:

@@ -64,6 +64,29 @@ def test_a_window_that_holds_the_text_changes_nothing(model: torch.nn.Module) ->
     assert float((run(model, {"input_ids": ids}, Conversion(window=16)) - original).abs().max()) > 1e-3
 
 
+def test_the_encoder_of_an_encoder_decoder_gets_a_window_too(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = {"model_type": "bart", "architectures": ["BartForConditionalGeneration"], "vocab_size": 100}
+    source = load_source(SourceRequest(str(write_config(tmp_path, {**config, **sizes, **heads})), random_weights=True))
+    encoder, conversion = source.model.double(), Conversion(window=16, global_tokens=1)
+    family = find_family(encoder, conversion)
+    assert source.record.encoder_of == "BartForConditionalGeneration" and family is not None
+    assert family.sites(encoder, conversion) == ["layers.0.self_attn", "layers.1.self_attn"]
+    feed = {"input_ids": torch.arange(3, 93).reshape(2, 45), "attention_mask": torch.ones(2, 45, dtype=torch.int64)}
+    feed["attention_mask"][1, 31:] = 0
+    torch.testing.assert_close(
+        run(encoder, feed, conversion), dense_with_mask(encoder, feed, conversion), rtol=0, atol=TOLERANCE
+    )
+
+
+def test_an_encoder_with_relative_bias_is_left_alone(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 100}
+    config = write_config(tmp_path, {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], **sizes})
+    model: torch.nn.Module = load_source(SourceRequest(str(config), random_weights=True)).model
+    assert find_family(model, Conversion(window=16)) is None
+
+
 def test_the_attention_implementation_is_restored(model: torch.nn.Module) -> None:
     before = model.config._attn_implementation
     run(model, {"input_ids": torch.ones(1, 4, dtype=torch.int64)}, Conversion(window=16))

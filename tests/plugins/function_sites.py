@@ -97,8 +97,8 @@ def feeds(operands: dict[str, Array], dtype: Any = np.float32) -> dict[str, Arra
     }
 
 
-def largest_value(model: ir.Model | onnx.ModelProto, inputs: dict[str, Array], folder: Path) -> int:
-    """Elements of the largest value that a run produces, nested graphs included."""
+def value_sizes(model: ir.Model | onnx.ModelProto, inputs: dict[str, Array], folder: Path) -> list[int]:
+    """Elements of every value that a run produces, nested graphs included, once per time that it is produced."""
     running = session(
         model,
         enable_profiling=True,
@@ -107,11 +107,11 @@ def largest_value(model: ir.Model | onnx.ModelProto, inputs: dict[str, Array], f
     )
     running.run(None, inputs)
     events = json.loads(Path(running.end_profiling()).read_text())
-    shapes = [
-        shape
+    sizes = [
+        int(np.prod(shape))
         for event in events
         for described in event.get("args", {}).get("output_type_shape", [])
         for shape in described.values()
     ]
-    assert len(shapes) > 3
-    return max(int(np.prod(shape)) for shape in shapes)
+    assert len(sizes) > 3
+    return sizes

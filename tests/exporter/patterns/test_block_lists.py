@@ -49,7 +49,7 @@ def test_the_fast_builder_is_the_slow_one(pattern: Pattern, lengths: Lengths, si
     check(pattern, lengths, size_q, size_k)
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=100)
 @given(st.data(), any_lengths(), block_sizes, block_sizes)
 def test_with_explicit_parts(data: st.DataObject, lengths: Lengths, size_q: int, size_k: int) -> None:
     explicit, other = data.draw(explicit_for(lengths)), data.draw(members)
@@ -157,3 +157,31 @@ def test_the_operator_reads_the_lists_as_they_are_meant(pattern: Pattern) -> Non
     # With equal scores and the identity as V, a weight times the denominator is the multiplicity.
     counted = out[0] * np.exp(lse[0])[..., None]
     np.testing.assert_allclose(counted, np.broadcast_to(pattern.dense(lengths), (2, 13, 13)), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Causal(),
+        Window(20, 0),
+        Strided(16) & Causal(),
+        Blocked(16, Window(1, 1) | Columns(Tokens(first=1))),
+        PerHead((Window(9, 9) | Rows(Tokens(first=2)), Random(3, seed=1))),
+    ],
+    ids=str,
+)
+def test_the_lists_are_those_of_flex_attention(pattern: Pattern) -> None:
+    # At a whole number of blocks; FlexAttention counts pairs beyond the text as hidden, so that its last blocks differ.
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    lengths = Lengths.of(96)
+    dense = torch.from_numpy(pattern.dense(lengths) > 0)
+    mask = create_block_mask(lambda b, h, q, k: dense[h, q, k], None, len(dense), 96, 96, "cpu", BLOCK_SIZE=(32, 16))
+    lists = build_lists(pattern, lengths, 32, 16)
+    for counts, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
+        count = getattr(lists, counts)
+        np.testing.assert_array_equal(count, getattr(mask, counts).numpy())
+        listed = np.arange(getattr(lists, indices).shape[-1]) < count[..., None]
+        theirs = getattr(mask, indices).numpy()[..., : listed.shape[-1]]
+        np.testing.assert_array_equal(getattr(lists, indices)[listed], theirs[listed])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +108,7 @@ def test_one_band(pattern: Pattern, attributes: dict[str, Any], tokens: Tokens |
 @pytest.mark.parametrize(
     "pattern, words",
     [
-        (Window(4, 4) | Strided(8), "window of 4 left, 4 right ∪ every 8 tokens from the query is none"),
+        (Window(4, 4) | Strided(8), "window of 4 left, 4 right or every 8 tokens from the query is none"),
         (Window(4, 4) | Global(2, rows=False), "not those that every query sees"),
         ((Window(4, 4) | Global(2)) & Window(9, 9), "cuts global tokens"),
         (Window(4, 2) | Global(2) & Causal(), "only a part of .* is causal"),
@@ -133,7 +135,7 @@ def test_near_misses_need_lists(pattern: Pattern, words: str) -> None:
 
 def test_block_size_and_heads() -> None:
     bird = lower_pattern(systems.big_bird(16, 3))
-    assert bird.attributes == {"q_block_size": 64, "kv_block_size": 64} and "blocks of 64" in bird.reason
+    assert bird.attributes == {"q_block_size": 16, "kv_block_size": 16} and "blocks of 16" in bird.reason
     assert lower_pattern(systems.big_bird(16, 3), block_size=32).attributes["q_block_size"] == 32
     dilated = systems.sliding_window(4, 4, dilation=(1, 2))
     assert lower_pattern(dilated, heads=5).attributes["dilation"] == [1, 2, 1, 2, 1]
@@ -152,3 +154,9 @@ def test_the_operator_sees_what_the_pattern_says() -> None:
         zeros, zeros, values, attributes=Attributes.from_mapping(lowering.attributes), global_mask=mask
     )
     np.testing.assert_array_equal(out[0] > 0, pattern.dense(lengths) > 0)
+
+
+def test_the_page_says_what_happens() -> None:
+    page = Path(__file__).parents[3] / "docs" / "patterns.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert tried >= 7 and not failed

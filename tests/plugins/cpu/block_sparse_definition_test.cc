@@ -154,6 +154,26 @@ void CheckPlans() {
   }
 }
 
+// What is causal counts, not what is listed: with every block listed, later rows are heavier.
+void CheckCosts() {
+  Problem problem;
+  problem.attributes.q_block_size = problem.attributes.kv_block_size = 64;
+  problem.attributes.is_causal = true;
+  problem.shapes = {true, 1, 1, 1, 1024, 1024, 64, 64};
+  const std::vector<int32_t> counts(16, 16), none(16);
+  std::vector<int32_t> indices;
+  for (int32_t i = 0; i < 256; ++i) indices.push_back(i % 16);
+  problem.input_shapes[kKvIndices] = Shape{1, 1, 16, 0};
+  problem.input_shapes[kFullKvIndices] = Shape{1, 1, 16, 16};
+  problem.inputs[kKvNumBlocks] = none.data(), problem.inputs[kKvIndices] = none.data();
+  problem.inputs[kFullKvNumBlocks] = counts.data(), problem.inputs[kFullKvIndices] = indices.data();
+  const auto tasks = MakePlan(problem).tasks;
+  Expect(tasks.front().last == 1024 && tasks.back().first == 0, "causal rows in order of their cost");
+  double cost = 0;
+  for (const Task& task : tasks) cost += task.cost;
+  Expect(cost == 64.0 * 64 * 17 * 8, "pairs of causal blocks");
+}
+
 }  // namespace
 }  // namespace longspan::block_sparse
 
@@ -163,5 +183,6 @@ int main() {
   block_sparse::CheckShapes();
   block_sparse::CheckValues();
   block_sparse::CheckPlans();
+  block_sparse::CheckCosts();
   return testing::failures != 0;
 }

@@ -1,21 +1,22 @@
-"""What a site costs without its window: the dense attention that `longspan bench` compares with."""
+"""What a site costs without its sparsity: the dense attention that `longspan bench` compares with."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..errors import InvalidOperands
-from ..onnx_builder import Expr, FunctionBuilder
-from .definition import SLIDING_WINDOW_ATTENTION
-from .function import Signature
+from .attention.function_body import AttentionSignature, function_builder
+from .errors import InvalidOperands
+from .functions import signature_of
+from .onnx_builder import Expr, FunctionBuilder
+from .registry import operator
 
 
-def dense_function_body(signature: Signature, opset: int = 18) -> ir.Function:
-    """Build a function that computes a site as dense attention over all keys that are not padding.
+def dense_function_body(node: ir.Node, opset: int = 18) -> ir.Function:
+    """Build a function that computes a site of any operator as dense attention over all keys that are not padding.
 
     It takes the place of the site's own function, under the same overload. Scale, head layout, causality and padding
-    are the site's; window, dilation, global tokens, bias, sinks, spans and softcap are left out, so its *result* is
-    another.
+    are the site's. What makes the site sparse is left out, and so are biases, sinks, spans, positions and softcap, so
+    its *result* is another: a mask of S_q x S_k would only make it slower, and what it costs is all that it is for.
 
     It is the fastest form found in ONNX Runtime 1.31's CPU provider. Best of 6 runs, in ms, at B = 1, S = 4096, H = 12,
     D = 64 in float32 on two AVX2 cores, without and with a padding mask: com.microsoft::MultiHeadAttention (a flash
@@ -23,22 +24,20 @@ def dense_function_body(signature: Signature, opset: int = 18) -> ir.Function:
     contributed operator, it runs in ONNX Runtime alone.
 
     Args:
-        signature: The site's.
+        node: The site.
         opset: Version of the standard domain, 18 or later.
 
     Raises:
-        InvalidOperands: the site produces an lse, which the dense operator does not.
+        InvalidOperands: the site contradicts its operator's definition, or produces an lse, which the dense operator
+            does not.
     """
+    signature = signature_of(node)
     if signature.lse:
         raise InvalidOperands(
             "the dense baseline has no lse output; allowed: sites without lse; next step: compare without this baseline"
         )
-    names = [tensor.name for tensor in SLIDING_WINDOW_ATTENTION.inputs]
-    last = max((names.index(name) for name in signature.optional_inputs), default=2)
-    b = FunctionBuilder(names[: last + 1], opset)
-    for attribute in SLIDING_WINDOW_ATTENTION.attributes:
-        if attribute.name != "scale" or signature.scale:
-            b.declare(attribute.name, attribute.kind, attribute.default)
+    definition = operator(node.op_type)
+    b = function_builder(definition, signature, opset)
     q, k, v = (b.cast(b.input(name), ir.DataType.FLOAT) for name in "QKV")
     batch = b.dim(q, 0)
     padding = _padding(b, signature, b.dim(k, 2 if signature.layout == "bhsd" else 1))
@@ -72,7 +71,7 @@ def dense_function_body(signature: Signature, opset: int = 18) -> ir.Function:
     if signature.layout == "bhsd":
         y = b.reshape(y, [batch, b.dim(q, 1), b.dim(q, 2), -1])
     y = b.op("CastLike", y, b.input("Q"))
-    return b.build(SLIDING_WINDOW_ATTENTION.domain, SLIDING_WINDOW_ATTENTION.name, signature.overload, {"Y": y})
+    return b.build(definition.domain, definition.name, signature.overload, {"Y": y})
 
 
 def _repeat(b: FunctionBuilder, x: Expr, group: Expr, axis: int) -> Expr:
@@ -82,7 +81,7 @@ def _repeat(b: FunctionBuilder, x: Expr, group: Expr, axis: int) -> Expr:
     return b.expand(b.op("Unsqueeze", x, [axis]), sizes)
 
 
-def _padding(b: FunctionBuilder, signature: Signature, seq_k: Expr) -> Expr | None:
+def _padding(b: FunctionBuilder, signature: AttentionSignature, seq_k: Expr) -> Expr | None:
     """Int32 (B, S_k), 1 = attend; None when nothing is padded."""
     seen = b.input("attn_mask") if "attn_mask" in signature.optional_inputs else None
     if "nonpad_kv_seqlen" in signature.optional_inputs:
