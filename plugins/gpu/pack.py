@@ -218,6 +218,11 @@ def code_offsets(index_size: int, kernels: tuple[PackedKernel, ...]) -> list[int
     return offsets
 
 
+def pack_id(data: bytes) -> str:
+    """What nodes call a pack by: the SHA-256 in its header, as hexadecimal digits."""
+    return data[_HEADER.size : _INDEX_START].hex()
+
+
 def read_pack(path: Path) -> Pack:
     """Read a pack from a file.
 
