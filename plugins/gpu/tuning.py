@@ -32,19 +32,25 @@ WIDTHS = (16, 32, 64, 128, 256)
 KINDS = ("whole", "whole, edited scores", "split", "split, edited scores")
 """For many rows and for few; plain, and with a bias, a soft cap, spans, block masks, positions or global keys."""
 
+_SHARED_OPERANDS = (90, 100)
+_SLACK = 2048
+
 _REGISTERS = 115
 _REGISTERS_EDITED = 80
 """Registers a thread may spend on accumulator and scores, so that the rest (pointers, operands, row state, and what is
 added to the scores) does not spill: as far as compiling shows it."""
 
 
-def shared_bytes(tile: Tile, width: int, element: int) -> int:
-    """Shared memory that a kernel of this tile needs, from above: the queries, and each stage's keys and values."""
-    queries = tile.block_m * width
-    stage = tile.block_n * 2 * width
-    # Scores that change their layout between the two products pass through shared memory where mma cannot avoid it.
-    scores = tile.block_m * tile.block_n if element == 4 else 0
-    return (queries + tile.num_stages * stage + scores) * element
+def shared_bytes(architecture: int, tile: Tile, width: int, element: int) -> int:
+    """Shared memory that a kernel of this tile needs, about: each stage's keys and values, and what else lies there.
+
+    wgmma and tcgen05 read the queries from shared memory, and what changes its layout between the two products passes
+    through it; mma.sync takes both from registers.
+    """
+    stages = tile.num_stages * tile.block_n * 2 * width
+    queries = tile.block_m * width if architecture in _SHARED_OPERANDS or element == 4 else 0
+    scores = tile.block_m * tile.block_n if architecture in _SHARED_OPERANDS or element == 4 else 0
+    return (stages + queries + scores) * element + _SLACK
 
 
 def registers(tile: Tile, width: int) -> float:
@@ -70,7 +76,7 @@ def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
     per_sm = SHARED_MEMORY[architecture][1]
 
     def worth(tile: Tile) -> tuple[int, ...]:
-        blocks = min(per_sm * 1024 // (shared_bytes(tile, width, element) + 1024), 2)
+        blocks = min(per_sm * 1024 // (shared_bytes(architecture, tile, width, element) + 1024), 2)
         return (tile.block_m, min(tile.block_n, 64), blocks, tile.block_n, tile.num_stages, -tile.num_warps)
 
     return max(fitting, key=worth)
@@ -96,7 +102,7 @@ def _candidates(kind: str, element: int) -> Iterator[Tile]:
 def _fits(tile: Tile, architecture: int, kind: str, element: int, width: int) -> bool:
     limit = SHARED_MEMORY[architecture][0] * 1024
     allowed = _REGISTERS_EDITED if kind.endswith("edited scores") else _REGISTERS
-    return shared_bytes(tile, width, element) <= limit and registers(tile, width) <= allowed
+    return shared_bytes(architecture, tile, width, element) <= limit and registers(tile, width) <= allowed
 
 
 def table() -> dict[tuple[int, str, int, int], Tile]:

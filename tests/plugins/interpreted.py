@@ -31,8 +31,8 @@ _FLAT = (Tile(16, 32, 4, 1), Tile(16, 16, 4, 1))
 
 # Cases that are run in the 16-bit types too: what is between the two products, and what is rounded after them.
 _HALF = (
-    "plain", "many blocks", "softcap and scale", "grouped heads", "one key head, sizes differ", "bias for all", "decode",
-    "everything", "block masks", "wide blocks", "listed several times", "bias per head",
+    "plain", "many blocks", "softcap and scale", "grouped heads", "one key head, sizes differ", "bias for all",
+    "decode", "everything", "block masks", "wide blocks", "listed several times", "bias per head",
 )  # fmt: skip
 
 
@@ -155,8 +155,11 @@ def special_cases() -> dict[str, dict[str, Any]]:
     masked = lists("out of range", features=("block_masks", "nonpad_kv_seqlen"), lengths=(19, 19), shared=(2, 2))
     good = masked.operands("bhsd")
     list_run("all in range", masked)
-    for name, value in (("kv_num_blocks", 99), ("kv_num_blocks", -1), ("full_kv_num_blocks", 2**31 - 1),
-                        ("kv_indices", 5), ("full_kv_indices", -3), ("block_mask_ids", 3), ("block_mask_ids", -2)):  # fmt: skip
+    wrong_values = (
+        ("kv_num_blocks", 99), ("kv_num_blocks", -1), ("full_kv_num_blocks", 2**31 - 1), ("kv_indices", 5),
+        ("full_kv_indices", -3), ("block_mask_ids", 3), ("block_mask_ids", -2),
+    )  # fmt: skip
+    for name, value in wrong_values:
         wrong = good[name].copy()
         wrong[1, 1, 2, ...] = value
         counts = {count: np.maximum(good[count], 1) for count in ("kv_num_blocks", "full_kv_num_blocks")}
