@@ -84,7 +84,7 @@ def print_kernels(reports: Sequence[KernelReport]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("kernel", "for", "registers", "spilled", "shared", "per SM", "FLOP/byte", "bound"):
+    for title in ("kernel", "for", "regs", "spilled", "shared", "per SM", "FLOP/B", "bound"):
         table.add_column(title, justify="left" if title in ("kernel", "for") else "right", overflow="fold")
     for report in reports:
         kernel = report.kernel

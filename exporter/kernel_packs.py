@@ -8,7 +8,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from ..plugins.gpu.pack import InvalidPack, Pack, pack_id
 from ..plugins.gpu.pack_build import PTX, Target, build_pack, recipe_for
 from ..plugins.gpu.variants import ARCHITECTURES, KernelSite, KernelVariant, NoKernel
 from .errors import BundleCorrupted, EnvironmentLacks, ExportFailed, InvalidRequest
+from .kernel_sites import graph_sites
+from .manifest import KernelsRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -143,25 +144,29 @@ def _compiler(architectures: tuple[int, ...]) -> str:
     return f"triton {triton.__version__}, ptxas {' and '.join(versions)}"
 
 
-@dataclass(frozen=True)
-class KernelsRecord:
-    """The kernel pack inside a bundle's model.
+def add_kernels(
+    model: ir.Model, targets: Sequence[Target], progress: Callable[[str], None] = lambda stage: None
+) -> KernelsRecord:
+    """Compile what a graph's sites need and put it into the graph.
 
-    Attributes:
-        targets: ``"sm_90"``, …, ``"ptx"``.
-        pack: SHA-256 in the pack's header, which the nodes name.
-        bytes: Size of the pack.
-        kernels: Kernels in it.
-        compiler: What compiled them.
-        refused: Why a site has none, by the name of its node.
+    Args:
+        model: Changed in place; its values have shapes and types.
+        targets: What to compile for.
+        progress: Told how many kernels are done.
+
+    Raises:
+        InvalidRequest: no site has a GPU kernel.
+        EnvironmentLacks: Triton is not installed.
+        ExportFailed: a kernel does not compile.
     """
-
-    targets: tuple[str, ...]
-    pack: str
-    bytes: int
-    kernels: int
-    compiler: str
-    refused: dict[str, str]
+    found = graph_sites(model)
+    if not found.sites:
+        reasons = "; ".join(f"{node}: {reason}" for node, reason in found.refused.items())
+        raise InvalidRequest(
+            f"no site has a GPU kernel ({reasons or 'there is no site'}); next step: export without them"
+        )
+    pack = compile_pack(found.sites.values(), targets, progress=progress)
+    return embed(model, pack, found.sites, found.refused)
 
 
 def embed(model: ir.Model, pack: Pack, nodes: Iterable[str], refused: dict[str, str]) -> KernelsRecord:

@@ -145,8 +145,9 @@ class Pack:
 
     @property
     def architectures(self) -> tuple[tuple[int, str], ...]:
-        """(architecture, form) of every recipe, sorted."""
-        return tuple(sorted({(recipe.architecture, recipe.form) for recipe in self.recipes}))
+        """(architecture, form) of every recipe, machine code first."""
+        found = {(recipe.architecture, recipe.form) for recipe in self.recipes}
+        return tuple(sorted(found, key=lambda target: (target[1], target[0])))
 
     def to_bytes(self) -> bytes:
         """The file.
