@@ -23,8 +23,8 @@ T Number(const std::vector<uint8_t>& data, size_t at) {
   return value;
 }
 
-// Checks the header, all but the index and the code. Returns the size of the index.
-size_t CheckHeader(const std::vector<uint8_t>& data) {
+// Checks the header and the hash. Returns the size of the index.
+size_t CheckHeader(const std::vector<uint8_t>& data, Pack* pack) {
   if (data.size() < kIndexStart) {
     throw InvalidPack("is " + std::to_string(data.size()) + " bytes long, less than the header of a kernel pack (64)");
   }
@@ -55,6 +55,7 @@ size_t CheckHeader(const std::vector<uint8_t>& data) {
   if (!std::equal(digest.begin(), digest.end(), data.begin() + kHashed)) {
     throw InvalidPack("differs from what was written (SHA-256)");
   }
+  pack->id = Hex(digest);
   return static_cast<size_t>(index);
 }
 
@@ -62,7 +63,7 @@ size_t CheckHeader(const std::vector<uint8_t>& data) {
 
 std::shared_ptr<const Pack> Pack::FromBytes(std::vector<uint8_t> data) {
   auto pack = std::make_shared<Pack>();
-  const size_t index = CheckHeader(data);
+  const size_t index = CheckHeader(data, pack.get());
   pack->data_ = std::move(data);
   ReadIndex(pack->data_, kIndexStart, index, pack.get());
   CheckPack(*pack);
