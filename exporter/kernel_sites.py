@@ -152,9 +152,11 @@ class Wanted:
         attributes |= {"softcap": 1.0} if "softcap" in features else {}
         steps = attributes.get("dilation", [1])
         heads = len(steps) if len(set(steps)) > 1 else group
+        if heads % group:
+            raise NoKernel(f"--dilation for {heads} query heads: not a multiple of --group {group}")
         return KernelSite(
             operator=definition.name, dtype=dtype, head_size=size, v_head_size=v_size, heads=heads,
-            kv_heads=heads // group if heads % group == 0 else heads,
+            kv_heads=heads // group,
             inputs=tuple(t.name for t in definition.inputs if not t.optional or t.name in features),
             attributes=attributes, lse="lse" in features, lists_per_head="lists_per_head" in features,
             allow_tf32="tf32" in features,

@@ -47,7 +47,7 @@ def resources(cubin: bytes, entry: str) -> Resources:
             if name == b".nv.info":
                 facts |= _attributes(cubin[start : start + size], number)
         return Resources(facts[_REGISTERS], max(facts.get(_FRAME, 0), facts.get(_MINIMUM_STACK, 0)))
-    except (struct.error, IndexError, KeyError) as error:
+    except (struct.error, IndexError, KeyError, OverflowError) as error:
         raise InvalidCubin(f"not a cubin with a kernel {entry!r}: {type(error).__name__} at {error}") from error
 
 
