@@ -45,6 +45,16 @@ void Log(const std::string& line) { state.calls.push_back(line); }
 
 STUB Stub* GetStub() { return &state; }
 
+// The calls since the last time, one a line, for programs that are not C++.
+STUB const char* TakeCalls() {
+  static std::string text;
+  const std::lock_guard<std::mutex> lock(mutex);
+  text.clear();
+  for (const std::string& call : state.calls) text += call + "\n";
+  state.calls.clear();
+  return text.c_str();
+}
+
 STUB CUresult cuInit(unsigned) { return Result("cuInit"); }
 
 STUB CUresult cuGetErrorName(CUresult error, const char** name) {
