@@ -204,6 +204,8 @@ def block_sparse_forward(
     list_head = (kv_head * GROUP + (unit % folds) * FOLD).to(tl.int64)
     block_row = tl.load(row_order + b64 * order_batch + list_head * order_head + pid // units // tiles_per_row)
 
+    if block_row * Q_BLOCK + tile * rows_per_tile >= seq_q:
+        return  # the last block row may be cut off
     m = tl.arange(0, BLOCK_M)
     row_in_block = tile * rows_per_tile + m // FOLD
     row = block_row * Q_BLOCK + row_in_block

@@ -21,6 +21,7 @@ def plan(
     *,
     lse: bool = False,
     tiles: tuple[Tile, Tile] | None = None,
+    few_rows: int | None = None,
 ) -> LaunchPlan:
     """Check the shapes and lay out the launches. Reads no tensor.
 
@@ -29,6 +30,7 @@ def plan(
         attributes: The node's attributes.
         lse: Whether the log-sum-exp is wanted.
         tiles: Tiles for many and for few rows, instead of the tuned ones.
+        few_rows: Largest S_q for which keys are split, instead of the recipe's own.
 
     Raises:
         InvalidOperands: a shape contradicts the definition.
@@ -42,7 +44,7 @@ def plan(
     dtype = str(operands["Q"].dtype).removeprefix("torch.")
     site = launch.site_of("BlockSparseAttention", shapes, dtype, inputs, given, lse)
     architecture, multiprocessors = launch.device_facts(operands["Q"])
-    return launch.plan(recipe(site, architecture, tiles), shapes, inputs, multiprocessors, attributes.scale)
+    return launch.plan(recipe(site, architecture, tiles, few_rows), shapes, inputs, multiprocessors, attributes.scale)
 
 
 def block_sparse_attention(

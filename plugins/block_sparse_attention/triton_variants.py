@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..gpu.build import ROW_STRIDES, Builder, Line, merge_variant, precision, tile_for, widths
+from ..gpu.build import FEW_TILES, ROW_STRIDES, Builder, Line, merge_variant, precision, tile_for, widths
 from ..gpu.tiles import Tile
 from ..gpu.variants import Buffer, KernelSite, KernelVariant, Path, Recipe, status_buffer
 from .definition import Attributes
@@ -13,6 +13,7 @@ _MODULE = "block_sparse_attention.triton_kernel"
 _LARGEST_SPLIT = 32
 _LARGEST_FOLD = 16
 _PREPARED_ROWS = 32
+_SMALLEST_DIVISOR = 32  # fewer keys a tile cost more than gathering them from several blocks
 
 _LISTS: tuple[Line, ...] = (
     ("kv_num_blocks", "*i32", "input:kv_num_blocks"),
@@ -86,16 +87,19 @@ _FORWARD: tuple[Line, ...] = (
 )
 
 
-def recipe(site: KernelSite, architecture: int, tiles: tuple[Tile, Tile] | None = None) -> Recipe:
+def recipe(
+    site: KernelSite, architecture: int, tiles: tuple[Tile, Tile] | None = None, few_rows: int | None = None
+) -> Recipe:
     """Kernels and launches of a site.
 
     Args:
         site: A BlockSparseAttention node.
         architecture: Compute capability.
         tiles: Tiles for many and for few rows, instead of the tuned ones.
+        few_rows: Largest S_q for which keys are split, instead of `FEW_TILES` tiles of rows.
     """
     whole, split = tiles or (tile_for(site, architecture, "whole"), tile_for(site, architecture, "split"))
-    return _Recipes(site, architecture, whole, split).recipe()
+    return _Recipes(site, architecture, whole, split).recipe(few_rows)
 
 
 class _Recipes:
@@ -109,23 +113,21 @@ class _Recipes:
         self.whole, self.split = self._fitted(whole), self._fitted(split)
 
     def _fitted(self, tile: Tile) -> Tile:
-        """`tile` cut down to the rows that a block row has, and to keys that divide a block or hold several."""
-        rows = self.attributes.q_block_size * self.fold
-        block_m = tile.block_m
+        """`tile` cut down to the rows that a block row has, and to keys that divide a block or hold several of them."""
+        rows, wide = self.attributes.q_block_size * self.fold, self.attributes.kv_block_size
+        block_m, block_n = tile.block_m, tile.block_n
         while block_m > 16 and block_m // 2 >= rows:
             block_m //= 2
-        block_n = tile.block_n
-        while (
-            block_n > 16
-            and block_n > self.attributes.kv_block_size
-            and (self.attributes.kv_block_size % (block_n // 2) == 0 or block_n // 2 >= self.attributes.kv_block_size)
-        ):
+        while block_n > _SMALLEST_DIVISOR and wide % block_n:
             block_n //= 2
-        return replace(tile, block_m=block_m, block_n=block_n)
+        if wide % block_n:
+            block_n = tile.block_n  # gathered from several blocks
+        num_warps = max(4, tile.num_warps * block_m // tile.block_m)
+        return replace(tile, block_m=block_m, block_n=block_n, num_warps=num_warps)
 
-    def recipe(self) -> Recipe:
-        few = f"le(S_q, {self.split.block_m // self.fold})"
-        paths = (self._path("split", few, self.split), self._path("whole", "1", self.whole))
+    def recipe(self, few_rows: int | None) -> Recipe:
+        few = FEW_TILES * self.split.block_m // self.fold if few_rows is None else few_rows
+        paths = (self._path("split", f"le(S_q, {few})", self.split), self._path("whole", "1", self.whole))
         return Recipe(self.site, self.architecture, paths)
 
     def _path(self, name: str, condition: str, tile: Tile) -> Path:
@@ -136,7 +138,8 @@ class _Recipes:
         kernels = [self._prepare(), self._forward(tile, split)]
         if split:
             # Two programs per multiprocessor, as long as each has two tiles of keys.
-            programs = f"max(B * {self.units} * rows, 1)"
+            per_tile = min(tile.block_m // self.fold, tall)
+            programs = f"max(B * {self.units} * cdiv(S_q, {per_tile}), 1)"
             keys = f"min((W + W_full) * {wide}, 2 * S_k)"
             most = f"max(1, min({_LARGEST_SPLIT}, cdiv(2 * SMS, {programs}), cdiv({keys}, {2 * tile.block_n})))"
             sizes.append(("splits", most))

@@ -13,6 +13,9 @@ from .variants import DTYPES, ELEMENT_SIZES, Constant, KernelSite, KernelVariant
 POINTER_ALIGNMENT = 16
 """Bytes that every pointer is a multiple of; what vector loads and cp.async need."""
 
+FEW_TILES = 4
+"""Small tiles of query rows up to which keys are split over programs: with more, the large tiles fill a GPU alone."""
+
 ROW_STRIDES = tuple(
     (f"{letter}_{axis}", "i64", f"stride:{name}.{axis}")
     for letter, name in (("q", "Q"), ("k", "K"), ("v", "V"), ("y", "Y"))

@@ -45,11 +45,12 @@ def shared_bytes(architecture: int, tile: Tile, width: int, element: int) -> int
     """Shared memory that a kernel of this tile needs, about: each stage's keys and values, and what else lies there.
 
     wgmma and tcgen05 read the queries from shared memory, and what changes its layout between the two products passes
-    through it; mma.sync takes both from registers.
+    through it; mma.sync takes both from registers, unless several warps share 16 rows.
     """
+    shared_operands = architecture in _SHARED_OPERANDS or element == 4
     stages = tile.num_stages * tile.block_n * 2 * width
-    queries = tile.block_m * width if architecture in _SHARED_OPERANDS or element == 4 else 0
-    scores = tile.block_m * tile.block_n if architecture in _SHARED_OPERANDS or element == 4 else 0
+    queries = tile.block_m * width if shared_operands else 0
+    scores = tile.block_m * tile.block_n if shared_operands or tile.block_m < 16 * tile.num_warps else 0
     return (stages + queries + scores) * element + _SLACK
 
 
@@ -77,7 +78,8 @@ def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
 
     def worth(tile: Tile) -> tuple[int, ...]:
         blocks = min(per_sm * 1024 // (shared_bytes(architecture, tile, width, element) + 1024), 2)
-        return (tile.block_m, min(tile.block_n, 64), blocks, tile.block_n, tile.num_stages, -tile.num_warps)
+        pipelined = min(tile.num_stages, 2)
+        return (tile.block_m, min(tile.block_n, 64), pipelined, blocks, tile.block_n, tile.num_stages, -tile.num_warps)
 
     return max(fitting, key=worth)
 

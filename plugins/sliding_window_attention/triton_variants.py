@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gpu.build import ROW_STRIDES, Builder, Line, merge_variant, precision, tile_for, widths
+from ..gpu.build import FEW_TILES, ROW_STRIDES, Builder, Line, merge_variant, precision, tile_for, widths
 from ..gpu.tiles import Tile
 from ..gpu.variants import Buffer, KernelSite, KernelVariant, Path, Recipe, status_buffer
 from .definition import Attributes
@@ -87,16 +87,19 @@ def _global_rows(own: bool) -> tuple[Line, ...]:
     )
 
 
-def recipe(site: KernelSite, architecture: int, tiles: tuple[Tile, Tile] | None = None) -> Recipe:
+def recipe(
+    site: KernelSite, architecture: int, tiles: tuple[Tile, Tile] | None = None, few_rows: int | None = None
+) -> Recipe:
     """Kernels and launches of a site.
 
     Args:
         site: A SlidingWindowAttention node.
         architecture: Compute capability.
         tiles: Tiles for many and for few rows, instead of the tuned ones.
+        few_rows: Largest S_q for which keys are split, instead of `FEW_TILES` tiles of rows.
     """
     whole, split = tiles or (tile_for(site, architecture, "whole"), tile_for(site, architecture, "split"))
-    return _Recipes(site, architecture, whole, split).recipe()
+    return _Recipes(site, architecture, whole, split).recipe(few_rows)
 
 
 class _Recipes:
@@ -113,9 +116,9 @@ class _Recipes:
         self.folds = -(-site.group // self.fold)
         self.units = f"H_kv * {self.folds}" if self.folds > 1 else "H_kv"
 
-    def recipe(self) -> Recipe:
-        few = f"le(S_q, {self.split.block_m // self.fold})"
-        paths = (self._path("split", few, self.split), self._path("whole", "1", self.whole))
+    def recipe(self, few_rows: int | None) -> Recipe:
+        few = FEW_TILES * self.split.block_m // self.fold if few_rows is None else few_rows
+        paths = (self._path("split", f"le(S_q, {few})", self.split), self._path("whole", "1", self.whole))
         return Recipe(self.site, self.architecture, paths)
 
     def _path(self, name: str, condition: str, tile: Tile) -> Path:

@@ -16,8 +16,7 @@ from longspan.plugins.block_sparse_attention.reference import block_sparse_atten
 from longspan.plugins.sliding_window_attention.definition import Attributes as WindowAttributes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 
-from . import sliding_window_cases
-from .interpreted import OPERATORS, Run, runs
+from .interpreted import MANY_HEADS, MANY_HEADS_LISTS, NEGATIVE_SCALE, OPERATORS, Run, runs
 
 pytest.importorskip("triton")
 Array = npt.NDArray[Any]
@@ -25,24 +24,18 @@ ROOT = Path(__file__).parents[2]
 RUNS = [(operator, run) for operator, cases in OPERATORS.items() for run in runs(cases)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Results by operator and run, from one process for each operator."""
-    known: dict[str, dict[str, dict[str, Array]]] = {}
-
-    def results(operator: str) -> dict[str, dict[str, Array]]:
-        if operator not in known:
-            out = tmp_path_factory.mktemp("interpreted") / "results.npz"
-            command = [sys.executable, "-m", "tests.plugins.interpreted", operator, str(out)]
-            environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=900)
-            known[operator] = {}
-            with np.load(out) as arrays:
-                for key, array in arrays.items():
-                    run, _, what = key.partition("\t")
-                    known[operator].setdefault(run, {})[what] = array
-        return known[operator]
-
+    """Results by operator (or "special") and run, from one process for all."""
+    out = tmp_path_factory.mktemp("interpreted") / "results.npz"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.plugins.interpreted", str(out)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=900)
+    results: dict[str, dict[str, dict[str, Array]]] = {}
+    with np.load(out) as arrays:
+        for key, array in arrays.items():
+            operator, run, what = key.split("\t")
+            results.setdefault(operator, {}).setdefault(run, {})[what] = array
     return results
 
 
@@ -86,18 +79,18 @@ def _assert_close(result: dict[str, Array], operator: str, operands: dict[str, A
 
 @pytest.mark.parametrize(("operator", "run"), RUNS, ids=[f"{operator}: {run.name}" for operator, run in RUNS])
 def test_kernel_agrees_with_the_reference(operator: str, run: Run, interpreted: Any) -> None:
-    result = interpreted(operator)[run.name]
+    result = interpreted[operator][run.name]
     assert str(result["error"]) == ""
     _assert_close(result, operator, run.operands(), run.case.node_attributes(run.layout), run.dtype)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_cases_take_both_paths(operator: str, interpreted: Any) -> None:
-    assert {str(result["path"]) for result in interpreted(operator).values()} == {"whole", "split"}
+    assert {str(result["path"]) for result in interpreted[operator].values()} == {"whole", "split"}
 
 
 def test_a_sequence_without_keys_is_zero_and_counts_its_sink(interpreted: Any) -> None:
-    result = interpreted("special")["no keys"]
+    result = interpreted["special"]["no keys"]
     assert result["y"].shape == (2, 2, 3, 8)
     assert not result["y"].any()
     assert np.isfinite(result["lse"]).all()
@@ -105,14 +98,20 @@ def test_a_sequence_without_keys_is_zero_and_counts_its_sink(interpreted: Any) -
 
 @pytest.mark.parametrize(("name", "shape"), [("no queries", (2, 2, 0, 8)), ("no batch", (0, 2, 3, 8))])
 def test_nothing_to_compute_is_no_launch(name: str, shape: tuple[int, ...], interpreted: Any) -> None:
-    assert interpreted("special")[name]["y"].shape == shape
+    assert interpreted["special"][name]["y"].shape == shape
 
 
-def test_a_negative_scale_is_a_scale(interpreted: Any) -> None:
-    attributes = {"left_window_size": 2, "right_window_size": 1, "scale": -0.5}
-    operands = sliding_window_cases.Case("negative scale", attributes).operands("bhsd")
-    result = interpreted("special")["negative scale"]
-    _assert_close(result, "SlidingWindowAttention", operands, attributes, "float32")
+@pytest.mark.parametrize(
+    ("name", "operator", "case"),
+    [
+        ("negative scale", "SlidingWindowAttention", NEGATIVE_SCALE),
+        ("20 heads a key head", "SlidingWindowAttention", MANY_HEADS),
+        ("20 heads a key head, lists", "BlockSparseAttention", MANY_HEADS_LISTS),
+    ],
+)
+def test_more_of_what_is_allowed(name: str, operator: str, case: Any, interpreted: Any) -> None:
+    result = interpreted["special"][name]
+    _assert_close(result, operator, case.operands("bhsd"), case.node_attributes("bhsd"), "float32")
 
 
 @pytest.mark.parametrize(
@@ -131,17 +130,17 @@ def test_a_negative_scale_is_a_scale(interpreted: Any) -> None:
     ],
 )
 def test_a_value_out_of_range_is_clamped_and_reported(name: str, place: str, interpreted: Any) -> None:
-    result = interpreted("special")[name]
+    result = interpreted["special"][name]
     assert str(result["error"]).startswith(place)
     assert np.isfinite(result["y"]).all()
 
 
 def test_lists_in_range_report_nothing(interpreted: Any) -> None:
-    assert str(interpreted("special")["all in range"]["error"]) == ""
+    assert str(interpreted["special"]["all in range"]["error"]) == ""
 
 
 def test_lists_of_blocks_that_do_not_exist_read_nothing(interpreted: Any) -> None:
-    result = interpreted("special")["lists without keys"]
+    result = interpreted["special"]["lists without keys"]
     assert "kv_indices" in str(result["error"])
     assert not result["y"].any()
     assert np.isneginf(result["lse"]).all()
@@ -152,5 +151,5 @@ def test_rows_start_with_the_longest(interpreted: Any) -> None:
 
     lists = Case("many rows", tall=1, wide=8, seq_q=70, batch=1, repeats=3).operands("bhsd")
     blocks = (lists["kv_num_blocks"] + lists["full_kv_num_blocks"])[0, 0]
-    order = interpreted("special")["many rows"]["buffer row_order"][:70]
+    order = interpreted["special"]["many rows"]["buffer row_order"][:70]
     np.testing.assert_array_equal(order, np.argsort(-blocks, kind="stable"))
