@@ -1,4 +1,4 @@
-"""The C++ launcher of kernel packs on a stub of the CUDA driver, built for tests, and packs whose kernels the stub takes."""
+"""The C++ launcher of kernel packs on a stub of the CUDA driver, built for tests, and packs that the stub takes."""
 
 from __future__ import annotations
 
