@@ -104,7 +104,7 @@ def _compile(
     progress(f"kernel 0 of {len(variants)}")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_no_interpreter) as pool:
         try:
-            version = pool.submit(_compiler, tuple(sorted({variant.architecture for variant in variants})))
+            version = pool.submit(_compiler)
             for done in concurrent.futures.as_completed([pool.submit(_compile_one, variant) for variant in variants]):
                 kernel = done.result()
                 compiled[kernel.variant.name] = kernel
@@ -136,12 +136,10 @@ def _compile_one(variant: KernelVariant) -> CompiledKernel:
         raise ExportFailed(f"{variant.name} does not compile: {type(error).__name__}: {text[:400]}") from None
 
 
-def _compiler(architectures: tuple[int, ...]) -> str:
-    import triton
-    from triton.backends.nvidia.compiler import get_ptxas
+def _compiler() -> str:
+    from ..plugins.gpu.compilation import compiler_version
 
-    versions = sorted({str(get_ptxas(architecture).version) for architecture in architectures})
-    return f"triton {triton.__version__}, ptxas {' and '.join(versions)}"
+    return compiler_version()
 
 
 def add_kernels(

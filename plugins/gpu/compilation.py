@@ -33,6 +33,13 @@ class CompiledKernel:
     shared: int
 
 
+def compiler_version() -> str:
+    """What `compile_variant` compiles with, e.g. ``"triton 3.9.0, ptxas 12.9"``."""
+    import triton
+
+    return f"triton {triton.__version__}, ptxas {triton.knobs.nvidia.ptxas.version}"
+
+
 def compile_variant(variant: KernelVariant, ptx_version: int = PTX_VERSION) -> CompiledKernel:
     """Compile one variant for its architecture.
 
@@ -69,7 +76,10 @@ def compile_variant(variant: KernelVariant, ptx_version: int = PTX_VERSION) -> C
         "num_warps": variant.num_warps, "num_stages": variant.num_stages, "ptx_version": ptx_version,
         "enable_fp_fusion": True,
     }  # fmt: skip
-    with triton.knobs.compilation.scope():
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope():
+        # For 9.0 and later Triton takes a second assembler, of CUDA 13, whose machine code needs a driver of CUDA 13
+        # (R580) or later. The first one, of CUDA 12, knows these architectures too, and drivers of CUDA 12 load it.
+        triton.knobs.nvidia.ptxas_blackwell = triton.knobs.nvidia.ptxas.path
         # Line information would put this machine's paths into the cubin: other bytes for every installation.
         triton.knobs.compilation.disable_line_info = True
         compiled = triton.compile(source, target=GPUTarget("cuda", variant.architecture, 32), options=options)

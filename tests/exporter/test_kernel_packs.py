@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def test_a_bundle_has_the_kernels_that_its_sites_need(gpu_bundle: Path) -> None:
     assert record is not None and data is not None
     assert record.targets == ("sm_80", "ptx") and record.refused == {}
     assert (record.pack, record.bytes, record.kernels) == (pack_id(data), len(data), len(content.kernels))
-    assert record.compiler == content.compiler and record.compiler.startswith("triton ")
+    assert record.compiler == content.compiler
+    # Machine code by an assembler of CUDA 13 would need a driver of CUDA 13.
+    assert re.fullmatch(r"triton \d+(\.\d+)+, ptxas 12\.\d+", record.compiler)
 
 
 def test_one_node_carries_the_pack_and_every_node_names_it(gpu_bundle: Path) -> None:
