@@ -1,4 +1,4 @@
-"""The CUDA kernels in ONNX Runtime, on a stub of the CUDA driver: a CPU session runs them where it would run its own."""
+"""The CUDA kernels in ONNX Runtime, on a stub of the driver: a CPU session runs them where it would run its own."""
 
 from __future__ import annotations
 
