@@ -19,6 +19,7 @@ import pytest
 from longspan.exporter import EnvironmentLacks, ExportFailed, InvalidRequest, SourceRequest, export
 from longspan.exporter.bundle import Bundle
 from longspan.exporter.errors import BundleCorrupted
+from longspan.exporter.graph_io import save_model
 from longspan.exporter.kernel_costs import PEAKS, Execution, bound, cost_of_recipe
 from longspan.exporter.kernel_packs import add_kernels, compile_pack, embed, embedded_pack, targets_of
 from longspan.exporter.kernel_reports import kernel_reports, open_pack, resident_blocks
@@ -117,6 +118,12 @@ def test_embedding_replaces_what_was_there(gpu_bundle: Path) -> None:
     assert second["kernel_pack"].as_tensor().numpy().tobytes() == pack().to_bytes()
     with pytest.raises(InvalidRequest, match="no node"):
         embed(model, pack(), ["other"], {})
+
+
+def test_the_pack_stays_in_the_model_when_weights_leave_it(gpu_bundle: Path, tmp_path: Path) -> None:
+    save_model(ir.load(gpu_bundle / "model.onnx"), tmp_path / "model.onnx", external_data_bytes=0)
+    assert (tmp_path / "model.onnx.data").is_file()
+    assert embedded_pack(tmp_path / "model.onnx") == embedded_pack(gpu_bundle / "model.onnx")
 
 
 def test_sites_are_read_from_a_graph(gpu_bundle: Path, longformer_bundle: Path) -> None:
