@@ -231,6 +231,9 @@ def block_sparse_forward(
 
     queries = load_queries(q, b64 * q_batch + head64 * q_head + row.to(tl.int64) * q_row, present, scale, D, WIDTH)
     factor = score_factor(scale, softcap, SOFTCAP)
+    # Triton's own launcher makes int32, or a constant, of a small stride.
+    k_row = tl.cast(k_row, tl.int64)
+    v_row = tl.cast(v_row, tl.int64)
     k += b64 * k_batch + kv_head64 * k_head
     v += b64 * v_batch + kv_head64 * v_head
     column = tl.arange(0, BLOCK_N)

@@ -177,7 +177,7 @@ def merge_parts(
         present = r < rows_per_head
         query = r
     place = unit.to(tl.int64) * rows_per_head + r
-    part = batch_heads.to(tl.int64) * rows_per_head
+    part = tl.cast(batch_heads, tl.int64) * rows_per_head
     top = tl.full([BLOCK_R], LOWEST, tl.float32)
     for split in range(0, splits):
         top = tl.maximum(top, tl.load(partial_lse + split * part + place, mask=present, other=float("-inf")))

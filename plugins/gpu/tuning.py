@@ -37,21 +37,26 @@ _SLACK = 2048
 
 _REGISTERS = 115
 _REGISTERS_EDITED = 80
+_REGISTERS_FLOAT32 = 60
 """Registers a thread may spend on accumulator and scores, so that the rest (pointers, operands, row state, and what is
-added to the scores) does not spill: as far as compiling shows it."""
+added to the scores) does not spill, as far as compiling shows it. Products of float32 keep their operands there too."""
 
 
 def shared_bytes(architecture: int, tile: Tile, width: int, element: int) -> int:
     """Shared memory that a kernel of this tile needs, about: each stage's keys and values, and what else lies there.
 
     wgmma and tcgen05 read the queries from shared memory, and what changes its layout between the two products passes
-    through it; mma.sync takes both from registers, unless several warps share 16 rows.
+    through it; other products take both from registers, where mma.sync may have several warps share 16 rows.
     """
-    shared_operands = architecture in _SHARED_OPERANDS or element == 4
-    stages = tile.num_stages * tile.block_n * 2 * width
-    queries = tile.block_m * width if shared_operands else 0
-    scores = tile.block_m * tile.block_n if shared_operands or tile.block_m < 16 * tile.num_warps else 0
-    return (stages + queries + scores) * element + _SLACK
+    stage = tile.block_n * 2 * width
+    stages, queries, scores = tile.num_stages * stage, tile.block_m * width, tile.block_m * tile.block_n
+    if architecture in _SHARED_OPERANDS and element == 2:
+        elements = stages + queries + scores
+    elif element == 2:
+        elements = max(stages, queries) + (scores if tile.block_m < 16 * tile.num_warps else 0)
+    else:
+        elements = max(stages, queries + stage) + scores
+    return elements * element + _SLACK
 
 
 def registers(tile: Tile, width: int) -> float:
@@ -71,7 +76,7 @@ def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
     Raises:
         ValueError: nothing fits.
     """
-    fitting = [tile for tile in _candidates(kind, element) if _fits(tile, architecture, kind, element, width)]
+    fitting = [tile for tile in _candidates(kind, element, width) if _fits(tile, architecture, kind, element, width)]
     if not fitting:
         raise ValueError(f"no tile for sm_{architecture}, {kind}, {element} bytes, width {width}")
     per_sm = SHARED_MEMORY[architecture][1]
@@ -84,16 +89,16 @@ def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
     return max(fitting, key=worth)
 
 
-def _candidates(kind: str, element: int) -> Iterator[Tile]:
+def _candidates(kind: str, element: int, width: int) -> Iterator[Tile]:
     rows: tuple[int, ...]
     keys: tuple[int, ...]
     stages: tuple[int, ...]
     if element == 4:  # products on the plain units: a thread holds both operands too
-        rows, keys, stages = (32, 16), (32, 16), (2, 1)
+        rows, keys, stages = (32, 16), (32, 16) if width <= 64 else (16,), (2, 1)
     elif kind.startswith("whole"):
         rows, keys, stages = (128, 64), (64, 32), (3, 2)
     else:
-        rows, keys, stages = (16,), (128, 64, 32), (4, 3, 2)
+        rows, keys, stages = (16,), (64, 32) if kind.endswith("edited scores") else (128, 64, 32), (4, 3, 2)
     if kind.startswith("split") and element == 4:
         rows = (16,)
     # A window's ends waste half a tile of keys on each side: no more than 64 keys where there are many rows.
@@ -104,6 +109,8 @@ def _candidates(kind: str, element: int) -> Iterator[Tile]:
 def _fits(tile: Tile, architecture: int, kind: str, element: int, width: int) -> bool:
     limit = SHARED_MEMORY[architecture][0] * 1024
     allowed = _REGISTERS_EDITED if kind.endswith("edited scores") else _REGISTERS
+    if element == 4:
+        allowed = _REGISTERS_FLOAT32
     return shared_bytes(architecture, tile, width, element) <= limit and registers(tile, width) <= allowed
 
 

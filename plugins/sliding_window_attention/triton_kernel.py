@@ -188,6 +188,9 @@ def window_forward(
     q_place = b64 * q_batch + head.to(tl.int64) * q_head + query.to(tl.int64) * q_row
     queries = load_queries(q, q_place, present, scale, D, WIDTH)
     factor = score_factor(scale, softcap, SOFTCAP)
+    # Triton's own launcher makes int32, or a constant, of a small stride.
+    k_row = tl.cast(k_row, tl.int64)
+    v_row = tl.cast(v_row, tl.int64)
     k += b64 * k_batch + kv_head.to(tl.int64) * k_head
     v += b64 * v_batch + kv_head.to(tl.int64) * v_head
     if attn_mask is not None:
@@ -351,6 +354,9 @@ def global_rows_forward(
     member = (unit % folds) * FOLD + m % FOLD
     head = kv_head * GROUP + member
     factor = score_factor(scale, softcap, SOFTCAP)
+    # Triton's own launcher makes int32, or a constant, of a small stride.
+    k_row = tl.cast(k_row, tl.int64)
+    v_row = tl.cast(v_row, tl.int64)
     k += b64 * k_batch + kv_head.to(tl.int64) * k_head
     v += b64 * v_batch + kv_head.to(tl.int64) * v_head
     if attn_mask is not None:

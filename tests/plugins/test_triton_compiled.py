@@ -30,6 +30,11 @@ SITES = {
         "BlockSparseAttention", "bfloat16", 64, 64, 12, 12, ("Q", "K", "V", *LISTS, "block_mask_ids", "block_masks"),
         {"q_block_size": 64, "kv_block_size": 64}, lists_per_head=False,
     ),
+    "everything": KernelSite(
+        "SlidingWindowAttention", "bfloat16", 64, 64, 12, 12,
+        ("Q", "K", "V", "attn_mask", "nonpad_kv_seqlen", "global_mask", "band_bias", "sinks", "spans"),
+        {**WINDOW, "softcap": 30.0, "is_causal": 1}, lse=True,
+    ),
     "global": KernelSite(
         "SlidingWindowAttention", "float16", 64, 64, 4, 4,
         ("Q", "K", "V", "attn_mask", "global_mask", "global_Q", "global_K", "global_V"), WINDOW,
@@ -62,8 +67,8 @@ def stack_bytes(cubin: bytes, folder: Path) -> tuple[int, int]:
     return int(usage["STACK"]), int(usage["LOCAL"])
 
 
-def assert_sound(kernel: CompiledKernel, folder: Path) -> None:
-    """Shared memory within the limit, no local memory, and a PTX version that pinned drivers read."""
+def assert_sound(kernel: CompiledKernel, folder: Path, stack: int = 0) -> None:
+    """Shared memory within the limit, at most `stack` bytes spilled, and a PTX version that pinned drivers read."""
     architecture = kernel.variant.architecture
     assert 0 < kernel.threads <= 1024
     assert kernel.shared <= SHARED_MEMORY[architecture][0] * 1024
@@ -71,7 +76,9 @@ def assert_sound(kernel: CompiledKernel, folder: Path) -> None:
     assert version is not None
     assert 10 * int(version[1]) + int(version[2]) <= PTX_VERSION
     assert re.search(rf"^\.target sm_{architecture}a?$", kernel.ptx, re.MULTILINE)
-    assert stack_bytes(kernel.cubin, folder) == (0, 0)
+    spilled, local = stack_bytes(kernel.cubin, folder)
+    assert local == 0
+    assert spilled <= stack
     declared = re.search(rf"\.entry {kernel.entry}\((.*?)\)", kernel.ptx, re.DOTALL)
     assert declared is not None
     assert declared[1].count(".param") == len(kernel.variant.parameters) + 2  # Triton's two scratch pointers
@@ -88,6 +95,14 @@ def assert_uses_the_machine(kernel: CompiledKernel) -> None:
 def test_window_kernel_on_every_architecture(architecture: int, tmp_path: Path) -> None:
     kernel = compiled("window", architecture, "window_forward")
     assert_sound(kernel, tmp_path)
+    assert_uses_the_machine(kernel)
+    # The arithmetic that tiles are chosen by is from above.
+    assert kernel.shared <= shared_bytes(architecture, choose(architecture, "whole", 2, 64), 64, 2)
+
+
+def test_every_input_at_once_spills_little(tmp_path: Path) -> None:
+    kernel = compiled("everything", 90, "window_forward")
+    assert_sound(kernel, tmp_path, stack=64)
     assert_uses_the_machine(kernel)
 
 
