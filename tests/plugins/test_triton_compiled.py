@@ -225,3 +225,31 @@ def test_tuned_tiles_fit_and_shrink_with_the_shared_memory() -> None:
     small, large = choose(86, "whole", 2, 256), choose(80, "whole", 2, 256)
     assert shared_bytes(86, small, 256, 2) < shared_bytes(80, large, 256, 2)
     assert registers(choose(90, "whole, edited scores", 2, 128), 128) < registers(choose(90, "whole", 2, 128), 128)
+
+
+@pytest.mark.parametrize(
+    ("site", "function", "path"),
+    [
+        ("window", "merge_parts", "split"),
+        ("window", "window_forward", "whole"),
+        ("blocks", "block_sparse_forward", "whole"),
+        ("blocks", "prepare_lists", "whole"),
+    ],
+)
+def test_sizes_of_one_may_be_constants(site: str, function: str, path: str) -> None:
+    """Triton's own launcher specialises on every number that is 1, and a constant lacks a tensor's methods."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = variant(site, 80, function, path)
+    loaded = load(kernel)
+    ones = {parameter.name: 1 for parameter in kernel.parameters if parameter.type in ("i32", "i64")}
+    constants = {**kernel.constexprs, **ones}
+    signature = {name: "constexpr" if name in constants else kernel.signature[name] for name in loaded.arg_names}
+    places = {(loaded.arg_names.index(name),): value for name, value in constants.items()}
+    made = triton.compile(
+        ASTSource(loaded, signature=signature, constexprs=places),
+        target=GPUTarget("cuda", 80, 32),
+        options={"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True},
+    )
+    assert ".entry" in made.asm["ptx"]
