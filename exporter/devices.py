@@ -80,8 +80,11 @@ def cuda_devices() -> int:
 
 def kernels_missing(device: str, manifest: Manifest) -> str:
     """Why the longspan kernels cannot run a bundle on a device; empty where they may."""
-    if device != CUDA or manifest.gpu is not None or os.environ.get(PACK_PATH_VARIABLE):
+    if device != CUDA or os.environ.get(PACK_PATH_VARIABLE):
         return ""
+    if manifest.gpu is not None:
+        refused = "; ".join(f"{node}: {reason}" for node, reason in manifest.gpu.refused.items())
+        return f"the bundle has no GPU kernels for every site ({refused})" if refused else ""
     return (
         f"the bundle has no GPU kernels, and {PACK_PATH_VARIABLE} names none; next step: export with --gpu-arch, or "
         "longspan kernels compile"

@@ -22,11 +22,6 @@ namespace longspan::cuda {
 
 // CUresult
 constexpr CUresult kSuccess = 0;
-constexpr CUresult kInvalidImage = 200;
-constexpr CUresult kNoBinaryForGpu = 209;
-constexpr CUresult kInvalidPtx = 218;
-constexpr CUresult kJitCompilerNotFound = 221;
-constexpr CUresult kUnsupportedPtxVersion = 222;
 
 // CUdevice_attribute
 constexpr int kMultiprocessorCount = 16;
@@ -48,7 +43,6 @@ constexpr int kJitErrorLogBufferSizeBytes = 6;
   X(init, cuInit, (unsigned flags))                                                                              \
   X(get_error_name, cuGetErrorName, (CUresult error, const char** name))                                         \
   X(get_error_string, cuGetErrorString, (CUresult error, const char** text))                                     \
-  X(driver_get_version, cuDriverGetVersion, (int* version))                                                      \
   X(device_get, cuDeviceGet, (CUdevice * device, int ordinal))                                                   \
   X(device_get_name, cuDeviceGetName, (char* name, int size, CUdevice device))                                   \
   X(device_get_attribute, cuDeviceGetAttribute, (int* value, int attribute, CUdevice device))                    \

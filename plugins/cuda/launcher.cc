@@ -228,7 +228,7 @@ Launcher::Launcher(Node node, const std::vector<std::shared_ptr<const Pack>>& pa
 }
 
 Launcher::Loaded Launcher::Load(const Candidate& candidate, Modules* modules) const {
-  Loaded loaded{candidate, {}};
+  Loaded loaded{candidate, Needed(*candidate.recipe), {}};
   loaded.kernels.resize(candidate.pack->kernels.size());
   for (const Path& path : candidate.recipe->paths) {
     for (const longspan::cuda::Launch& launch : path.launches) {
@@ -240,12 +240,12 @@ Launcher::Loaded Launcher::Load(const Candidate& candidate, Modules* modules) co
 }
 
 const Launcher::Loaded& Launcher::Choose(const Operands& operands) const {
+  // All else was compared when the kernels were loaded.
   const Sizes sizes = operands.Known(node_.op);
-  std::string mismatch;
   for (const Loaded& loaded : loaded_) {
-    mismatch = Mismatch(*loaded.candidate.recipe, node_, sizes);
-    if (mismatch.empty()) return loaded;
+    if (Fits(loaded.needed, sizes)) return loaded;
   }
+  const std::string mismatch = Mismatch(*loaded_[0].candidate.recipe, node_, sizes);
   throw NoKernel("no GPU kernel for " + node_.Describe() + " on " + device_->Describe() +
                  ": the node differs from the nearest kernel's: " + mismatch);
 }

@@ -38,6 +38,7 @@ class Launcher {
   // The kernels of a recipe, by their number in the pack; null where it does not launch them.
   struct Loaded {
     Candidate candidate;
+    Sizes needed;
     std::vector<std::shared_ptr<const LoadedKernel>> kernels;
   };
 

@@ -103,6 +103,22 @@ std::string Mismatch(const Recipe& recipe, const Node& node, const Sizes& sizes)
   return Joined(differences, "; ");
 }
 
+Sizes Needed(const Recipe& recipe) {
+  Sizes needed;
+  for (const auto& [name, values] : recipe.match) {
+    if (name == "D") needed.head_size = values[0];
+    if (name == "D_v") needed.v_head_size = values[0];
+    if (name == "group") needed.group = values[0];
+    if (name == "lists_per_head" && values[0] == 0) needed.lists_per_head = 0;
+  }
+  return needed;
+}
+
+bool Fits(const Sizes& needed, const Sizes& sizes) {
+  return needed.head_size == sizes.head_size && needed.v_head_size == sizes.v_head_size &&
+         needed.group == sizes.group && (needed.lists_per_head < 0 || needed.lists_per_head == sizes.lists_per_head);
+}
+
 std::vector<Candidates> Select(const std::vector<std::shared_ptr<const Pack>>& packs, const Node& node,
                                const Device& device) {
   std::vector<Candidates> kinds;

@@ -31,6 +31,12 @@ using Candidates = std::vector<Candidate>;
 // nothing.
 std::string Mismatch(const Recipe& recipe, const Node& node, const Sizes& sizes);
 
+// The sizes that a recipe asks for; -1 where any will do.
+Sizes Needed(const Recipe& recipe);
+
+// Whether sizes that are all known are those.
+bool Fits(const Sizes& needed, const Sizes& sizes);
+
 // Every recipe of the packs that `device` can run and `node` may turn out to be for, one list per kind of node, in the
 // packs' order. Throws NoKernel where there is none.
 std::vector<Candidates> Select(const std::vector<std::shared_ptr<const Pack>>& packs, const Node& node,

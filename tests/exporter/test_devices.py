@@ -73,6 +73,9 @@ def test_a_bundle_without_gpu_kernels_says_how_to_get_them(bert_bundle: Path, mo
     assert variant.model is None and "--gpu-arch" in variant.unavailable
     record = KernelsRecord(("sm_90",), "0" * 64, 1, 1, "compiler", {})
     assert kernels_missing("cuda", dataclasses.replace(bundle.manifest, gpu=record)) == ""
+    partial = dataclasses.replace(record, refused={"node_3": "a head size of 512"})
+    missing = kernels_missing("cuda", dataclasses.replace(bundle.manifest, gpu=partial))
+    assert missing.endswith("for every site (node_3: a head size of 512)")
     monkeypatch.setenv("LONGSPAN_KERNEL_PATH", "packs")
     assert kernels_missing("cuda", bundle.manifest) == ""
 

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from longspan.exporter import Bundle
+from longspan.exporter.parity.inputs import draw_inputs
 from longspan.plugins import operator
 from longspan.plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
 from longspan.plugins.gpu.pack import pack_id
@@ -168,3 +170,16 @@ def test_a_damaged_pack_is_refused(library: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("LONGSPAN_KERNEL_PATH", str(tmp_path))
     with pytest.raises(Exception, match=r"LONGSPAN_KERNEL_PATH: .*damaged.pack: differs from what was written"):
         session(library, [node(site(), "one", {})])
+
+
+def test_an_exported_bundle_runs_by_the_kernels_inside(library: str, gpu_bundle: Path) -> None:
+    opened = Bundle.open(gpu_bundle)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(library)
+    calls(library)
+    running = ort.InferenceSession(opened.model_path, options, providers=["CPUExecutionProvider"])
+    assert set(calls(library)) >= {"load ptx"}  # the stub is an sm_90, the bundle has machine code for sm_80
+    running.run(None, draw_inputs(opened.manifest.inputs, 2, 40, seed=0))
+    lines = calls(library)
+    assert not [line for line in lines if line.startswith("load")]
+    assert len([line for line in lines if line.startswith("launch window_forward ")]) == len(opened.manifest.sites)

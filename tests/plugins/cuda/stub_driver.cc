@@ -67,11 +67,6 @@ STUB CUresult cuGetErrorString(CUresult error, const char** text) {
   return error == 2 ? 0 : 1;
 }
 
-STUB CUresult cuDriverGetVersion(int* version) {
-  *version = 12080;
-  return 0;
-}
-
 STUB CUresult cuDeviceGet(CUdevice* device, int ordinal) {
   if (ordinal > 1) return 101;
   *device = ordinal;
@@ -151,9 +146,14 @@ STUB CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned c
     return result;
   }
   text += cubin ? 4 : 0;
-  *module = new CUmod_st{cubin ? std::string(text, std::strchr(text, '\n')) : std::string(text)};
+  if (std::strncmp(text, "stub ", 5) == 0) {
+    *module = new CUmod_st{cubin ? std::string(text, std::strchr(text, '\n')) : std::string(text)};
+    Log("load " + std::string(cubin ? "cubin " : "ptx ") + (*module)->text.substr(0, (*module)->text.find('\n')));
+  } else {  // a compiler's code, of which only PTX can be read here
+    *module = new CUmod_st{cubin ? "" : text};
+    Log("load " + std::string(cubin ? "cubin" : "ptx"));
+  }
   ++state.modules;
-  Log("load " + std::string(cubin ? "cubin " : "ptx ") + (*module)->text.substr(0, (*module)->text.find('\n')));
   return 0;
 }
 
@@ -171,11 +171,15 @@ STUB CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const c
   std::istringstream words(module->text);
   std::string stub, entry;
   words >> stub >> entry;
-  if (stub != "stub" || entry != name) return 500;
+  const bool real = stub != "stub";
+  if (real && !module->text.empty() && module->text.find(std::string(".entry ") + name + "(") == std::string::npos)
+    return 500;
+  if (real) entry = name;
+  if (entry != name) return 500;
   static std::map<std::string, CUfunc_st> all;
-  CUfunc_st& made = all[module->text];
+  CUfunc_st& made = all[real ? entry : module->text];
   made = {entry, {}};
-  for (size_t size = 0; words >> size;) made.sizes.push_back(size);
+  for (size_t size = 0; !real && words >> size;) made.sizes.push_back(size);
   *function = &made;
   return 0;
 }
