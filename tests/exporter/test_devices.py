@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from longspan.exporter import Bundle, EnvironmentLacks, InvalidRequest, check, devices
+from longspan.exporter import Bundle, EnvironmentLacks, FallbackRan, InvalidRequest, check, devices
 from longspan.exporter.devices import exact_providers, kernels_missing, require_device, verify_session
 from longspan.exporter.manifest import KernelsRecord
+from longspan.exporter.parity import runners
 from longspan.exporter.throughput import BenchSettings
 from longspan.exporter.throughput.trial import bound
 from longspan.exporter.throughput.variants import kernel_variant
@@ -101,3 +103,21 @@ def test_trials_bind_inputs_and_outputs() -> None:
     binding = bound(onnxruntime, session, feeds, "cpu")
     session.run_with_iobinding(binding)
     assert binding.copy_outputs_to_cpu()[0].tolist() == [1, 2, 3]
+
+
+def test_check_on_a_gpu_runs_the_body_of_a_bundle_without_kernels(
+    bert_bundle: Path, copied: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's provider stands in for CUDA's."""
+    monkeypatch.delenv("LONGSPAN_KERNEL_PATH", raising=False)
+    monkeypatch.setitem(devices.PROVIDERS, "cuda", ("CPUExecutionProvider",))
+    monkeypatch.setattr(devices, "exact_providers", lambda device: list(devices.PROVIDERS[device]))
+    monkeypatch.setattr(runners, "exact_providers", devices.exact_providers)
+    monkeypatch.setattr(devices, "cuda_devices", lambda: 1)
+    bundle = copied(bert_bundle)
+    report = check(bundle, device="cuda", lengths=[40])
+    kernel, body = report.paths
+    assert not kernel.ran and "next step: export with --gpu-arch" in kernel.reason
+    assert body.ran and report.passed
+    with pytest.raises(FallbackRan, match="--gpu-arch"):
+        check(bundle, device="cuda", lengths=[40], require_kernel=True)
