@@ -73,7 +73,11 @@ def runs(cases: Any) -> Iterator[Run]:
     """Every case once in float32, layouts and tiles by turns; some in the 16-bit types."""
     for number, case in enumerate(cases.CASES):
         layout, cut = ("bhsd", "bsd")[number % 2], (_TALL, _FLAT)[number // 2 % 2]
-        if case.seq_q > 100:  # interpretation takes its time by the tile, whatever the tile's size
+        # Interpretation takes its time by the tile, whatever the tile's size.
+        block_rows = -(-case.seq_q // case.tall) * case.heads if hasattr(case, "tall") else 0
+        if block_rows > 100:
+            case = dataclasses.replace(case, seq_q=case.seq_q // 3)
+        if case.seq_q > 100 or block_rows > 20:
             cut = _WIDE
         yield Run(case, layout, "float32", cut)
         if case.name in _HALF and case.batch * case.heads < 8:
