@@ -29,7 +29,7 @@ def command(model: str, out: Path, gpu_arch: str | None, ptx: bool, force: bool,
     """
     conversion = conversion_from(options)
     from ..exporter import export
-    from .sites_table import encoder_lines, lowering_lines, row_of, sites_table, standard_lines
+    from .sites_table import encoder_lines, lowering_lines, pattern_lines, row_of, sites_table, standard_lines
     from .terminal import console, progress
 
     gpu: tuple[Target, ...] = ()
@@ -46,7 +46,8 @@ def command(model: str, out: Path, gpu_arch: str | None, ptx: bool, force: bool,
     for line in [*encoder_lines(manifest.source.encoder_of), *shared]:
         terminal.print(line, soft_wrap=True)
     terminal.print(table)
-    for line in [*lowering_lines(manifest.sites), *standard_lines(manifest.standard_sites)]:
+    lines = [*pattern_lines(manifest.sites), *lowering_lines(manifest.sites)]
+    for line in [*lines, *standard_lines(manifest.standard_sites)]:
         terminal.print(line, soft_wrap=True, markup=False)
     limit = f"up to {manifest.max_length:,} tokens" if manifest.max_length else "any length"
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 2**20

@@ -92,7 +92,7 @@ def _print(inspection: Inspection, every: bool) -> None:
     for line in [*encoder_lines(inspection.encoder_of), *shared]:
         terminal.print(line, soft_wrap=True)
     terminal.print(table)
-    lines = [*pattern_lines(inspection.sites), *lowering_lines(sites)]
+    lines = [*pattern_lines(sites, [report.notes for report in inspection.sites]), *lowering_lines(sites)]
     for line in [*lines, *standard_lines(inspection.standard), *_cost_lines(inspection)]:
         terminal.print(line, soft_wrap=True, markup=False)
     if inspection.random_weights:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..exporter.inspection import SiteReport
-    from ..exporter.site_groups import Fold
-    from ..exporter.sites import AttentionSite, StandardSite
+    from ..exporter.sites.groups import Fold
+    from ..exporter.sites.record import AttentionSite, StandardSite
 
 # Optional inputs that belong to the pattern, in the words of a reader who does not know the operator.
 _FEATURES = {
@@ -70,7 +70,7 @@ def encoder_lines(encoder_of: str) -> list[str]:
 
 def row_of(site: AttentionSite) -> Row:
     """The row of a site that is replaced, without costs."""
-    from ..exporter.site_groups import name_of
+    from ..exporter.sites.groups import name_of
 
     words, sizes = site.short_pattern
     pattern = [words, *(name for key, name in _FEATURES.items() if key in site.inputs)]
@@ -138,7 +138,7 @@ def sites_table(
 
 
 def _folds(rows: Sequence[Row], keys: Sequence[Hashable]) -> tuple[Fold, ...]:
-    from ..exporter.site_groups import fold_alike
+    from ..exporter.sites.groups import fold_alike
 
     alike = [(dataclasses.replace(row, layer=""), key) for row, key in zip(rows, keys, strict=True)]
     return fold_alike([row.layer for row in rows], alike)
@@ -169,30 +169,36 @@ def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
     lines = []
     for ladder, count in groups.items():
         if len(groups) > 1:
-            lines.append(f"{count} sites:")
+            lines.append(f"{count} site{'s' if count > 1 else ''}:")
         lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]  # type: ignore[attr-defined]
     return lines
 
 
-def pattern_lines(reports: Sequence[SiteReport]) -> list[str]:
-    """Patterns that the table has no room for, and what must be known about the numbers, with the layers of each."""
-    from ..exporter.site_groups import fold_alike, name_of
+def pattern_lines(sites: Sequence[AttentionSite], notes: Sequence[tuple[str, ...]] = ()) -> list[str]:
+    """Patterns that the table has no room for, and what must be known about the numbers, with the layers of each.
 
-    names = [name_of(report.site) for report in reports]
-    told = [(found.describe() if (found := report.site.recorded) else "", report.notes) for report in reports]
+    Args:
+        sites: The sites that are replaced.
+        notes: What is to be said of each; nothing where left out.
+    """
+    from ..exporter.sites.groups import fold_alike, name_of
+
+    names = [name_of(site) for site in sites]
+    patterns = [recorded.describe() if (recorded := site.recorded) else "" for site in sites]
+    told = list(zip(patterns, notes or [()] * len(sites), strict=True))
     layers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for found in fold_alike(names, told):
         layers.setdefault(told[found.members[0]], []).append(found.label)
     lines = []
-    for (pattern, notes), labels in layers.items():
+    for (pattern, own), labels in layers.items():
         lines += [f"pattern of {', '.join(labels)}: {pattern}"] if pattern else []
-        lines += [f"note: {', '.join(labels)}: {note}" for note in notes]
+        lines += [f"note: {', '.join(labels)}: {note}" for note in own]
     return lines
 
 
 def standard_lines(standard: Sequence[StandardSite]) -> list[str]:
     """Attention that stays standard, once for each reason, with the layers it holds for."""
-    from ..exporter.site_groups import fold_alike
+    from ..exporter.sites.groups import fold_alike
 
     folds = fold_alike([site.layer for site in standard], [site.reason for site in standard])
     reasons: dict[str, list[str]] = {}

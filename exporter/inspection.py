@@ -11,9 +11,10 @@ from pathlib import Path
 from .bundle import MANIFEST_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest
-from .site_graph import SiteGraph
-from .site_kind import Unknown
-from .sites import AttentionSite, StandardSite
+from .manifest import fixed_length
+from .sites.graph import SiteGraph
+from .sites.kind import Unknown
+from .sites.record import AttentionSite, StandardSite
 from .sources import SourceRequest
 
 DEFAULT_LENGTH = 4096
@@ -124,7 +125,7 @@ def inspect(
 
     rewritten = rewrite(request, conversion)
     source = rewritten.prepared.source
-    length = _checked(length, source.max_length)
+    length = _checked(length, source.max_length, fixed_length(source.input_records.values()))
     graph = SiteGraph(rewritten.graph, tuple(source.input_records.values()))
     return Inspection(
         target=request.location,
@@ -152,7 +153,7 @@ def _inspect_bundle(location: str, length: int | None, conversion: Conversion) -
         )
     bundle = Bundle.open(location)
     manifest = bundle.manifest
-    length = _checked(length, manifest.max_length)
+    length = _checked(length, manifest.max_length, manifest.fixed_length)
     global_tokens = manifest.conversion.global_tokens
     graph = SiteGraph(ir.load(bundle.model_path), manifest.inputs)
     return Inspection(
@@ -171,7 +172,11 @@ def _inspect_bundle(location: str, length: int | None, conversion: Conversion) -
     )
 
 
-def _checked(length: int | None, limit: int | None) -> int:
+def _checked(length: int | None, limit: int | None, fixed: int | None) -> int:
+    if fixed is not None:
+        if length not in (None, fixed):
+            raise InvalidRequest(f"--length {length}: the model is made for {fixed} tokens only; allowed: that")
+        return fixed
     if length is None:
         return DEFAULT_LENGTH if limit is None else min(DEFAULT_LENGTH, limit)
     if limit is not None and length > limit:

@@ -11,7 +11,7 @@ from ..plugins.definition import Operator
 from ..plugins.gpu.variants import KernelSite, NoKernel
 from ..plugins.registry import operator, operators
 from .errors import InvalidRequest
-from .sites import longspan_nodes
+from .sites.record import longspan_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .sites import AttentionSite, Rung
+from .sites.record import AttentionSite, Rung
 
 
 def lower(site: AttentionSite) -> AttentionSite:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .conversion import Conversion
 from .errors import BundleCorrupted
-from .sites import AttentionSite, Rung, StandardSite
+from .sites.record import AttentionSite, Rung, StandardSite
 
 SCHEMA_VERSION = 2
 """2 added to each site its recorded pattern and where its block lists come from; no release wrote version 1."""
@@ -78,6 +79,12 @@ class OutputRecord:
     shape: tuple[int | str, ...]
 
 
+def fixed_length(inputs: Iterable[InputRecord]) -> int | None:
+    """The one size of the first sequence among these inputs, their dimension 1; None where it is open."""
+    sequences = [record.shape[1] for record in inputs if len(record.shape) > 1]
+    return sequences[0] if sequences and isinstance(sequences[0], int) else None
+
+
 @dataclass(frozen=True)
 class KernelsRecord:
     """The GPU kernels that the model carries; see ``docs/kernel-packs.md``.
@@ -141,6 +148,11 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def fixed_length(self) -> int | None:
+        """The one length that the graph takes; None where its sequence is open."""
+        return fixed_length(self.inputs)
+
     def to_json(self) -> str:
         """Indented JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -163,7 +175,7 @@ class Manifest:
             data["conversion"] = Conversion(**data["conversion"])
             data["inputs"] = tuple(InputRecord(**_tuples(record, "shape")) for record in data["inputs"])
             data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
-            data["sites"] = tuple(_site(record) for record in data["sites"])
+            data["sites"] = tuple(site_of(record) for record in data["sites"])
             data["standard_sites"] = tuple(StandardSite(**record) for record in data.get("standard_sites", ()))
             if data.get("gpu") is not None:
                 data["gpu"] = KernelsRecord(**_tuples(data["gpu"], "targets"))
@@ -190,10 +202,19 @@ def _refuse_outside(files: dict[str, str]) -> None:
             raise BundleCorrupted(f"manifest.json names {name!r}, outside the bundle; next step: export again")
 
 
-def _site(record: dict[str, Any]) -> AttentionSite:
+def site_of(record: dict[str, Any]) -> AttentionSite:
+    """The site of its JSON values.
+
+    Raises:
+        KeyError: a value is missing.
+        TypeError: a value is of another type, or there is one too many.
+    """
     record = _tuples(record, "inputs")
     record["ladder"] = tuple(Rung(**rung) for rung in record["ladder"])
-    return AttentionSite(**record)
+    site = AttentionSite(**record)
+    if not isinstance(site.pattern_json, str) or not isinstance(site.lists, str):
+        raise TypeError(f"pattern or lists of site {site.node} is not a text")
+    return site
 
 
 def _tuples(record: dict[str, Any], *keys: str) -> dict[str, Any]:

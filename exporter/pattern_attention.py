@@ -320,12 +320,10 @@ def _dense_counts(pattern: Pattern, lengths: Lengths) -> Any:
 
 def _block_size(pattern: Pattern, lengths: Lengths) -> int:
     """The size that a trace of any length would choose, so that both compute alike; else that for these lengths."""
-    if pattern.structure is not None:
-        try:
-            return choose_block_size(pattern)
-        except InvalidRequest:
-            pass
-    return choose_block_size(pattern, lengths)
+    try:
+        return choose_block_size(pattern)
+    except InvalidRequest:
+        return choose_block_size(pattern, lengths)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from .errors import EnvironmentLacks, InvalidRequest
 from .inspection import Inspection, SiteReport
 from .masks import Scale, scale_for
-from .patterns import Lengths, Pattern
-from .recorded_patterns import picture_of
-from .site_groups import fold_alike, name_of
-from .site_kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells, Unknown
+from .patterns import Lengths, Pattern, to_json
+from .sites.groups import fold_alike, name_of
+from .sites.kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells, Unknown
+from .sites.record import AttentionSite
+from .sites.recorded_pattern import picture_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ class Panel:
         title: The layers, and the heads where their dilations differ.
         pattern: The pattern in words.
         density: Counted pairs over all pairs, of all heads, at the inspection's length; None where unknown.
-        cells: (n, n) of `UNSEEN`, `SEEN`, `GLOBAL` and `PARTLY` (`site_kind`); row = query, column = key.
+        cells: (n, n) of `UNSEEN`, `SEEN`, `GLOBAL` and `PARTLY` (`sites.kind`); row = query, column = key.
     """
 
     title: str
@@ -77,15 +78,15 @@ def panels(inspection: Inspection, cells: int) -> tuple[tuple[Panel, ...], Scale
     reasons = []
     for fold in folds:
         report = reports[fold.members[0]]
-        words = report.site.pattern + (", global tokens" if "global_mask" in report.site.inputs else "")
-        if not report.site.lists and (recorded := report.site.recorded):
-            words += f" ({recorded.describe()})"
         try:
             drawn = report.site.kind.picture(report.site, inspection.graph, scale, max(1, inspection.global_tokens))
         except Unknown as error:
             reasons.append(f"{fold.title}: {error}")
             continue
-        found += [Panel(f"{fold.title}{heads}", words, report.density, picture) for heads, picture in _distinct(drawn)]
+        found += [
+            Panel(f"{fold.title}{heads}", _words(report.site, head), report.density, drawn[head])
+            for heads, head in _distinct(drawn)
+        ]
     if not found:
         raise InvalidRequest(f"--picture: nothing can be drawn: {'; '.join(reasons)}; next step: leave --picture out")
     return tuple(found), scale
@@ -96,13 +97,24 @@ def _look(report: SiteReport) -> Hashable:
     return report.site.pattern, "global_mask" in report.site.inputs, report.density, report.saved, report.notes
 
 
-def _distinct(pictures: Sequence[Cells]) -> list[tuple[str, Cells]]:
-    """Each different picture among the heads, with the words ``", heads …"`` where there are several."""
+def _words(site: AttentionSite, head: int) -> str:
+    """The pattern of one head of a site, in words."""
+    recorded = site.recorded
+    if recorded is not None and recorded.heads > 1:
+        recorded = recorded.head(head)
+        site = dataclasses.replace(site, pattern_json=to_json(recorded))
+    words = site.pattern + (", global tokens" if "global_mask" in site.inputs else "")
+    # A window's own words say nothing about the pattern that it stands for.
+    return words if site.lists or recorded is None else f"{words} ({recorded.describe()})"
+
+
+def _distinct(pictures: Sequence[Cells]) -> list[tuple[str, int]]:
+    """The first head of each different picture, with the words ``", heads …"`` where there are several."""
     groups: dict[bytes, list[int]] = {}
     for head, picture in enumerate(pictures):
         groups.setdefault(picture.tobytes(), []).append(head)
     several = len(groups) > 1
-    return [(f", {_heads(heads)}" if several else "", pictures[heads[0]]) for heads in groups.values()]
+    return [(f", {_heads(heads)}" if several else "", heads[0]) for heads in groups.values()]
 
 
 def _heads(heads: list[int]) -> str:
@@ -205,7 +217,7 @@ def _draw_panel(axes: Axes, panel: Panel, scale: Scale, inspection: Inspection, 
     if first:
         axes.set_ylabel("query", color=_FAINT, size=7.5)
     axes.set_xlabel("key", color=_FAINT, size=7.5)
-    lines_of_text = textwrap.wrap(panel.pattern, 40)[:2]
+    lines_of_text = textwrap.wrap(panel.pattern, 40, max_lines=2, placeholder=" …")
     if panel.density is not None:
         lines_of_text.append(f"{panel.density:.1%} of all pairs at {inspection.length:,} tokens")
     axes.set_title("\n".join(lines_of_text), loc="left", size=7.5, color=_FAINT, pad=5)

@@ -18,7 +18,7 @@ from .graph_io import name_dimensions, read_interface, save_model
 from .kernel_packs import add_kernels, require_triton
 from .lowering import lower
 from .manifest import KernelsRecord, Manifest
-from .sites import AttentionSite, StandardSite, find_sites
+from .sites.record import AttentionSite, StandardSite, find_sites
 from .sources import Source, SourceRequest, load_source
 from .versions import installed_versions
 
@@ -74,6 +74,9 @@ def prepare(request: SourceRequest, conversion: Conversion) -> Prepared:
     if isinstance(source.model, nn.Module):
         carry(source.model, Examples(source.example_inputs, source.dynamic_shapes))
         family = find_family(source.model, conversion)
+        limit = family.max_length(source.model) if family is not None else None
+        if limit is not None:
+            source = dataclasses.replace(source, max_length=min(limit, source.max_length or limit))
     return Prepared(source, family, trained_length)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .conversion import Conversion
 from .errors import ExportFailed, NothingReplaced
 from .families import Family
-from .sites import longspan_nodes
+from .sites.record import longspan_nodes
 from .sources import Source
 from .sources.base import BATCH, SEQUENCE
 
@@ -92,7 +92,7 @@ def _export(source: Source) -> ir.Model:
         from transformers.exporters.configs import OnnxConfig
 
         config = OnnxConfig(dynamic=True, dynamic_shapes=_dynamic_shapes(source), opset_version=OPSET)
-        with _extended(exporter_onnx._ONNX_TRANSLATION_TABLE, table):
+        with _extended(exporter_onnx._ONNX_TRANSLATION_TABLE, table), _own_forward(source.model):
             exported: Any = exporter_onnx.OnnxExporter().export(
                 source.model,  # type: ignore[arg-type]  # typed for pretrained models, works on any module
                 dict(source.example_inputs),
@@ -128,6 +128,18 @@ def _dynamic_shapes(source: Source) -> Any:
         return source.dynamic_shapes
     dims = (torch.export.Dim(BATCH), torch.export.Dim(SEQUENCE, max=source.max_length))
     return {name: dict(enumerate(dims[: value.dim()])) for name, value in source.example_inputs.items()}
+
+
+@contextlib.contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Take back the forward that transformers' exporter leaves in a model: the one it found, even an interception's."""
+    before = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if before is not None:
+            model.forward = before
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .base import Family
 from .bigbird import BIGBIRD
 from .declared_windows import DECLARED_WINDOWS
-from .flex_attention import FLEX_ATTENTION
+from .flex.family import FLEX_ATTENTION
 from .gpt_neo import GPT_NEO
 from .led import LED
 from .longformer import LONGFORMER

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..conversion import Conversion
-    from ..sites import StandardSite
+    from ..sites.record import StandardSite
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Family:
         standard: Attention that the adapter saw and leaves as it is.
         original: Context manager around a call of the model without interception, for models that a call changes:
             afterwards they are as they were.
+        max_length: Longest text that the sites accept, where they say so and the model does not.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     reason: str
     standard: Callable[[nn.Module, Conversion], tuple[StandardSite, ...]] = lambda model, conversion: ()
     original: Callable[[nn.Module], contextlib.AbstractContextManager[None]] = lambda model: contextlib.nullcontext()
+    max_length: Callable[[nn.Module], int | None] = lambda model: None
 
 
 @contextlib.contextmanager

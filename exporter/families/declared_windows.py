@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportFailed
 from ..patterns import Pattern, Window
-from ..sites import StandardSite
+from ..sites.record import StandardSite
 from .attention_interface import banded_attention, interface, on_the_interface
 from .base import Family, replaced
 from .exportable import exportable

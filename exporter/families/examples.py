@@ -64,7 +64,11 @@ class Examples:
         return found if other else None
 
     def redrawn(self, seed: int) -> dict[str, torch.Tensor]:
-        """The inputs with other values: whole numbers and truth values drawn from the range of the example's."""
+        """The inputs with other values: whole numbers and truth values from the range of the example's.
+
+        Args:
+            seed: 0 for the largest everywhere, 1 for the smallest, and drawn values for others; even ones ascend.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(seed)
@@ -75,7 +79,12 @@ class Examples:
                 continue
             # A mask of nothing but ones must not stay that.
             low, high = min(0, int(value.min())), max(1, int(value.max()))
-            drawn = torch.randint(low, high + 1, value.shape, generator=generator)
+            if seed < 2:
+                drawn = torch.full(value.shape, (high, low)[seed])
+            else:
+                drawn = torch.randint(low, high + 1, value.shape, generator=generator)
+            if seed % 2 == 0:
+                drawn = drawn.sort(-1).values
             found[name] = drawn.to(value.dtype).to(value.device)
         return found
 

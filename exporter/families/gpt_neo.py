@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..sites import StandardSite
+from ..sites.record import StandardSite
 from .attention_interface import banded_attention
 from .base import Family, modules_of_class, replaced
 from .exportable import exportable

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..sites import StandardSite
+from ..sites.record import StandardSite
 from .base import Family, modules_of_class, replaced
 
 if TYPE_CHECKING:
@@ -86,12 +86,8 @@ def _faithful(model: nn.Module, conversion: Conversion) -> bool:
 
 
 def _intercept(model: nn.Module, conversion: Conversion) -> AbstractContextManager[None]:
-    tables = {
-        id(module): _Tables.of(module)
-        for module in model.modules()
-        if getattr(module, "has_relative_attention_bias", False)
-        and type(module).__name__ in (_LOCAL, _TRANSIENT_GLOBAL)
-    }
+    modules: list[Any] = [model.get_submodule(name) for name in _sites(model, conversion)]
+    tables = {id(module): _Tables.of(module) for module in modules if module.has_relative_attention_bias}
 
     def local(
         self: Any,
@@ -100,8 +96,11 @@ def _intercept(model: nn.Module, conversion: Conversion) -> AbstractContextManag
         position_bias: _Bias | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, _Bias]:
+        from ...plugins.sliding_window_attention.torch_op import sliding_window_attention
+
         bias = position_bias or _Bias(tables[id(self)].band_bias(self))
-        return self.o(_band(self, hidden_states, mask, bias, lse=False)[0]), bias
+        near = _band(sliding_window_attention, self, self.q(hidden_states), hidden_states, mask, bias)
+        return self.o(near), bias
 
     def transient_global(
         self: Any,
@@ -112,12 +111,15 @@ def _intercept(model: nn.Module, conversion: Conversion) -> AbstractContextManag
     ) -> tuple[torch.Tensor, _Bias]:
         import torch
 
+        from ...plugins.sliding_window_attention.torch_op import sliding_window_attention_lse
+
         if mask is None:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
         bias = position_bias or tables[id(self)].transient_global(self, mask != 0, hidden_states.dtype)
         assert bias.blocks is not None
-        near, lse = _band(self, hidden_states, bias.blocks.padding, bias, lse=True)
-        return self.o(_with_side_keys(self, hidden_states, near, lse, bias.blocks)), bias
+        query = self.q(hidden_states)
+        near, lse = _band(sliding_window_attention_lse, self, query, hidden_states, bias.blocks.padding, bias)
+        return self.o(_with_side_keys(self, query, hidden_states, near, lse, bias.blocks)), bias
 
     return replaced(
         (f"{_MODELING}:{_LOCAL}.forward", local),
@@ -132,14 +134,16 @@ def _padding(attention_mask: torch.Tensor | None, block_len: int, device: Any) -
 
 
 def _band(
-    attention: Any, hidden: torch.Tensor, padding: torch.Tensor | None, bias: _Bias, *, lse: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Local attention: (B, S, H·D), and with `lse` its (B, H, S) log-sum-exp."""
-    from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
-
-    operator: Callable[..., Any] = sliding_window_attention_lse if lse else sliding_window_attention
-    result = operator(
-        attention.q(hidden),
+    operator: Callable[..., Any],
+    attention: Any,
+    query: torch.Tensor,
+    hidden: torch.Tensor,
+    padding: torch.Tensor | None,
+    bias: _Bias,
+) -> Any:
+    """What `operator` returns for the local attention of (B, S, H·D) queries to the keys of `hidden`."""
+    return operator(
+        query,
         attention.k(hidden),
         attention.v(hidden),
         attn_mask=padding,
@@ -150,16 +154,21 @@ def _band(
         q_num_heads=attention.n_heads,
         kv_num_heads=attention.n_heads,
     )
-    return result if lse else (result, result)
 
 
 def _with_side_keys(
-    attention: Any, hidden: torch.Tensor, near: torch.Tensor, lse: torch.Tensor, blocks: _Blocks
+    attention: Any,
+    query: torch.Tensor,
+    hidden: torch.Tensor,
+    near: torch.Tensor,
+    lse: torch.Tensor,
+    blocks: _Blocks,
 ) -> torch.Tensor:
     """Merge local attention with attention to the side keys.
 
     Args:
         attention: The module, whose projections both parts share.
+        query: (B, S, H·D), the queries of both parts.
         hidden: (B, S, channels), the module's input.
         near: (B, S, H·D), the local part.
         lse: (B, H, S), its log-sum-exp, -inf for rows without a key; the type of the softmax.
@@ -175,7 +184,7 @@ def _with_side_keys(
     tokens = torch.cat((tokens, tokens.new_zeros((tokens.shape[0], 1, tokens.shape[2]))), 1)
     sums = torch.nn.functional.embedding(blocks.token, tokens.flatten(0, 1)).sum(2)
     side = attention.global_input_layer_norm(blocks.joins @ sums)
-    query = attention.q(hidden).unflatten(2, (heads, size)).permute(2, 0, 1, 3)
+    query = query.unflatten(2, (heads, size)).permute(2, 0, 1, 3)
     key = attention.k(side).unflatten(2, (heads, size)).permute(2, 0, 3, 1)
     value = attention.v(side).unflatten(2, (heads, size)).permute(2, 0, 1, 3)
     scores = (query @ key + blocks.bias).to(lse.dtype)

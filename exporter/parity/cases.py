@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import InvalidRequest
 from ..manifest import Manifest
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 from .inputs import GLOBALS, PADDINGS
 
 LONGEST = 8192
@@ -52,7 +52,7 @@ def sweep_lengths(
 ) -> tuple[int, ...]:
     """Lengths to check, ascending: 1, those around which a site's behaviour changes, and the longest.
 
-    What the lengths of a site are, its operator says: `window_sites`, `block_sparse_sites`.
+    What the lengths of a site are, its operator says: `sites.window`, `sites.block_sparse`.
 
     Args:
         sites: The attention sites.
@@ -89,6 +89,8 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
         InvalidRequest: a length is below 1 or above what the model accepts.
     """
     for length in lengths:
+        if manifest.fixed_length not in (None, length):
+            raise InvalidRequest(f"--lengths {length}: the model was exported for {manifest.fixed_length} tokens only")
         if length < 1 or (manifest.max_length is not None and length > manifest.max_length):
             raise InvalidRequest(f"--lengths {length}: the model accepts 1 to {manifest.max_length or 'any number of'}")
     paddings, global_kinds = mask_kinds(manifest)

@@ -193,7 +193,9 @@ def _plan(
         if manifest.max_length is not None and length > manifest.max_length:
             raise InvalidRequest(f"--input-shapes: the model accepts up to {manifest.max_length} tokens, not {length}")
         return _Plan(single_shape(manifest, sizes.get(BATCH, 1), length), None, sizes, seed, manifest)
-    if not lengths:
+    if not lengths and manifest.fixed_length is not None:
+        lengths = (manifest.fixed_length,)
+    elif not lengths:
         always_global = manifest.conversion.global_tokens
         lengths = sweep_lengths(manifest.sites, manifest.max_length, max_length, always_global)
     return _Plan(sweep(manifest, sorted(set(lengths))), None, {}, seed, manifest)

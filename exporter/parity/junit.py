@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
+from ..sites.groups import in_words
 from .judging import ORIGINAL
 from .report import CaseReport, CheckReport, Judged, OutputReport, PathReport
 
@@ -74,6 +75,7 @@ def _suite(root: ElementTree.Element, name: str, report: CheckReport) -> Element
         "bundle": report.bundle,
         "model.sha256": report.model_sha256,
         "model.class": report.source.model_class,
+        "attention": in_words(report.sites),
         "seed": "" if report.seed is None else str(report.seed),
         **{f"version.{package}": version for package, version in report.versions.items()},
         **{f"runtime.{path.name}": f"{path.runtime}, {path.provider}" for path in report.paths if path.ran},

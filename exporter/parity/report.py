@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..manifest import SourceRecord
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 from .cases import Case
 from .errors_between import Error
 

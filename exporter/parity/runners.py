@@ -23,7 +23,7 @@ from ..devices import CPU, PROVIDERS, exact_providers, kernels_missing, verify_s
 from ..errors import EnvironmentLacks, ExportFailed
 from ..manifest import Manifest
 from ..runtime_names import expansions
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 from .inputs import Feed, numpy_type
 
 if TYPE_CHECKING:
@@ -145,7 +145,10 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
         if family is not None
         else None,
         # An embedding has more rows than channels; its rows are not summed.
-        width=max((min(value.shape[0], value[0].numel()) for value in parameters if value.dim() > 1), default=1),
+        width=max(
+            (min(value.shape[0], value[0].numel()) for value in parameters if value.dim() > 1 and value.numel()),
+            default=1,
+        ),
     )
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from ..bundle import MODEL_FILE, Bundle
 from ..errors import InvalidRequest
-from ..manifest import SourceRecord
+from ..manifest import SourceRecord, site_of
 from ..reports.reading import read_report
-from ..sites import AttentionSite, Rung
 from .cases import Case
 from .errors_between import Error
 from .report import SCHEMA_VERSION, CaseReport, CheckReport, Judged, OutputReport, PathReport, SitesReport
@@ -80,7 +79,7 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         **data
         | {
             "source": SourceRecord(**data["source"] | {"inputs": tuple(data["source"]["inputs"])}),
-            "sites": tuple(_site(site) for site in data["sites"]),
+            "sites": tuple(site_of(site) for site in data["sites"]),
             "paths": tuple(PathReport(**path) for path in data["paths"]),
             "cases": tuple(_case(case) for case in data["cases"]),
             "site_comparison": None
@@ -88,11 +87,6 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
             else SitesReport(Case(**comparison["case"]), _outputs(comparison["outputs"]), comparison["notes"]),
         }
     )
-
-
-def _site(data: dict[str, Any]) -> AttentionSite:
-    ladder = tuple(Rung(**rung) for rung in data["ladder"])
-    return AttentionSite(**data | {"inputs": tuple(data["inputs"]), "ladder": ladder})
 
 
 def _case(data: dict[str, Any]) -> CaseReport:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...plugins.definition import DOMAIN
 from ..bundle import Bundle
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 from .cases import Case
 from .comparison import infer
 from .errors_between import Array, measure

@@ -31,7 +31,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import InvalidRequest
-from ..sites import AttentionSite
+from ..sites.record import AttentionSite
 
 FACTOR = 2.0
 """A runtime may be this many times as wrong as torch in the same type."""

@@ -1,11 +1,11 @@
 """Block lists for every length at once: a finite table of the blocks that a pattern can show.
 
-A pattern with a `Structure` has finitely many kinds of blocks: what a block holds depends on which of the first blocks
-it stands in, on its row's and column's number modulo the period, on the distance between the two up to where all are
-alike, and on which of the last blocks it is. `BlockTable` numbers these kinds (`BlockKinds`), enumerates the pattern at
-lengths that show each of them, and keeps what a block of each kind is listed as. The lists of any length are then
-arithmetic on row and column numbers, one look-up, and a sort: `BlockTable.lists` in numpy, and
-`block_table_torch.traced_lists` in torch operations, which trace with an open length.
+A pattern with a `Structure`, or with one on each side of some lengths (`regimes`), has finitely many kinds of blocks:
+what a block holds depends on which of the first blocks it stands in, on its row's and column's number modulo the
+period, on the distance between the two up to where all are alike, and on which of the last blocks it is. `BlockTable`
+numbers these kinds (`BlockKinds`), enumerates the pattern at lengths that show each of them, and keeps what a block of
+each kind is listed as. The lists of any length are then arithmetic on row and column numbers, one look-up, and a sort:
+`BlockTable.lists` in numpy, and `block_table_torch.traced_lists` in torch operations, which trace with an open length.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..errors import InvalidRequest
 from .base import Pattern
 from .block_lists import BlockLists, check_sizes
 from .lengths import Integers, Interval, Lengths, Structure
+from .regimes import common_structure, limits_of, rules_of
 
 UNLISTED = -2
 """Entry of a kind of block that is not listed."""
@@ -48,6 +49,7 @@ class BlockKinds:
         near: Distance in blocks from which on all distances of one sign are alike.
         tail: Blocks at the end of the text that are unlike others; 0 where the length enters nowhere.
         unit: Tokens that the text's length is rounded up to, before the tail is counted from it.
+        limits: Lengths in tokens, ascending, beyond each of which blocks are of other kinds.
     """
 
     size: int
@@ -56,16 +58,17 @@ class BlockKinds:
     near: int
     tail: int
     unit: int
+    limits: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, structure: Structure, size: int) -> BlockKinds:
-        """The kinds of blocks of `size` tokens that a structure of tokens leaves."""
+    def of(cls, structure: Structure, size: int, limits: tuple[int, ...] = ()) -> BlockKinds:
+        """The kinds of blocks of `size` tokens that a structure of tokens leaves on each side of the limits."""
         # Blocks at distance d hold token distances from (d - 1)·size + 1 on.
         near = -(-(structure.near - 1) // size) + 1 if structure.near else 0
         # The end of the text may lie anywhere in its block that a common divisor of unit and size allows.
         tail = -(-(structure.tail + size - math.gcd(structure.tail_unit, size)) // size) if structure.tail else 0
         period = structure.period // math.gcd(structure.period, size)
-        return cls(size, -(-structure.head // size), period, near, tail, structure.tail_unit if tail else 1)
+        return cls(size, -(-structure.head // size), period, near, tail, structure.tail_unit if tail else 1, limits)
 
     @property
     def phases(self) -> int:
@@ -83,29 +86,50 @@ class BlockKinds:
         return 2 * self.near + 1
 
     @property
-    def count(self) -> int:
-        """Kinds of blocks; some of the numbers stand for kinds that no length has."""
+    def count_each(self) -> int:
+        """Kinds of blocks between two limits; some of the numbers stand for kinds that no length has."""
         return self.phases * self.places**2 * self.distances
 
     @property
-    def longest(self) -> int:
-        """Blocks of a text that, with all shorter ones, shows every kind there is.
+    def count(self) -> int:
+        """Kinds of blocks in all."""
+        return self.count_each * (len(self.limits) + 1)
 
-        Take a block of a longer text. Of the tokens before, between and after its row and its column, those beyond
-        `head`, `near` and `tail` can be left out, a period at a time, without changing its kind.
+    @property
+    def longest(self) -> int:
+        """Blocks of a text that, with all shorter ones, shows every kind that one rule has, and rows with all of them.
+
+        Take a row of a longer text. Of the columns before it, near it on both sides, and after it, those beyond `head`,
+        `near` and `tail` can be left out, a period at a time, without changing the kinds of the others.
         """
         cut = math.lcm(self.period * self.size, self.unit) // self.size if self.tail else self.period
-        return self.head + self.near + self.tail + 2 * self.period + cut + 1
+        return self.head + 2 * self.near + self.tail + 2 * self.period + cut + 1
 
-    def numbers(self, lengths: Lengths) -> Integers:
-        """int64 (rows, columns), the kind of each block of a text."""
+    def texts(self, rule: int) -> Iterator[Lengths]:
+        """Lengths that show every kind of block of a rule, from short to long, as far as the rule holds."""
+        end, step = self.longest * self.size, self.unit if self.tail else self.size
+        if rule < len(self.limits):
+            # Rounded up, so that the text ends as its blocks are numbered.
+            end = min(end, -(-self.limits[rule] // step) * step)
+        for length in range(step, end + 1, step) if self.tail else (end,):
+            yield Lengths.of(length)
+
+    def numbers(self, lengths: Lengths, rule: int | None = None) -> Integers:
+        """int64 (rows, columns), the kind of each block of a text.
+
+        Args:
+            lengths: The text.
+            rule: Between which limits it is; None is where it lies.
+        """
+        if rule is None:
+            rule = sum(lengths.text > limit for limit in self.limits)
         text = -(-lengths.text // self.unit) * self.unit
         blocks = -(-text // self.size)
         phase = (blocks * self.size - text) // (self.size // self.phases)
         row = self._place(np.arange(-(-lengths.seq_q // self.size)), blocks)[:, None]
         column = self._place(np.arange(-(-lengths.seq_k // self.size)), blocks)[None, :]
         between = np.arange(column.shape[1])[None, :] - np.arange(row.shape[0])[:, None]
-        pair = (phase * self.places + row) * self.places + column
+        pair = ((rule * self.phases + phase) * self.places + row) * self.places + column
         number: Integers = pair * self.distances + np.clip(between, -self.near, self.near) + self.near
         return number
 
@@ -245,14 +269,14 @@ def block_kinds(pattern: Pattern, size: int) -> BlockKinds:
     Raises:
         InvalidRequest: there is no table, or one that is too large; the message says why.
     """
-    structure = pattern.structure
+    structure = common_structure(pattern)
     if structure is None:
         raise InvalidRequest(
             f"{_named(pattern)}: its block lists cannot be computed where the length is open: they follow no rule "
             "that holds at every length (drawn at random, given pair by pair, or counted from two different ends); "
             "next step: fix the sequence length (dynamic_shapes without a Dim for it)"
         )
-    kinds = BlockKinds.of(structure, size)
+    kinds = BlockKinds.of(structure, size, limits_of(pattern))
     if kinds.count > _LARGEST_TABLE or kinds.longest > _LARGEST_TEXT:
         raise InvalidRequest(
             f"{_named(pattern)}: blocks of {size} are of {kinds.count:,} kinds, seen in texts of {kinds.longest:,} "
@@ -263,25 +287,21 @@ def block_kinds(pattern: Pattern, size: int) -> BlockKinds:
     return kinds
 
 
-def _texts(kinds: BlockKinds) -> Iterator[Lengths]:
-    """Lengths that show every kind of block, from short to long."""
-    end = kinds.longest * kinds.size
-    for length in range(kinds.unit, end + 1, kinds.unit) if kinds.tail else (end,):
-        yield Lengths.of(length)
-
-
 def _entries(pattern: Pattern, kinds: BlockKinds, masks: dict[bytes, int]) -> npt.NDArray[np.int32]:
     """int32 (kinds, L) of a pattern whose heads are alike; numbers of new masks are added to `masks`."""
     entries = np.full((kinds.count, 1), _UNSEEN, np.int32)
     members = np.zeros(kinds.count, np.int64)
-    for lengths in _texts(kinds):
-        numbers = kinds.numbers(lengths)
+    rules = rules_of(pattern, kinds.limits)
+    texts = [(rule, lengths) for rule in range(len(rules)) for lengths in kinds.texts(rule)]
+    for rule, lengths in texts:
+        own = rules[rule]
+        numbers = kinds.numbers(lengths, rule)
         rows, columns = np.nonzero(members[numbers] < _MEMBERS)
         step = max(1, _STRIP // kinds.size**2)
         for first in range(0, len(rows), step):
             row, column = rows[first : first + step], columns[first : first + step]
             number = numbers[row, column]
-            found = _listings(pattern, row, column, lengths, kinds.size, masks)
+            found = _listings(own, row, column, lengths, kinds.size, masks)
             levels = max(entries.shape[1], found.shape[1])
             entries, found = _deepened(entries, levels), _deepened(found, levels)
             new = entries[number, 0] == _UNSEEN
@@ -289,7 +309,7 @@ def _entries(pattern: Pattern, kinds: BlockKinds, masks: dict[bytes, int]) -> np
             unlike = np.flatnonzero((entries[number] != found).any(1))
             if len(unlike):
                 raise InvalidRequest(
-                    f"{_named(pattern)}: its structure, {pattern.structure}, makes block row {row[unlike[0]]}, column "
+                    f"{_named(pattern)}: its structure, {own.structure}, makes block row {row[unlike[0]]}, column "
                     f"{column[unlike[0]]} of {lengths.seq_k} tokens equal to another that it differs from; next step: "
                     "correct the pattern's _depends_on"
                 )
@@ -329,15 +349,19 @@ def _width(listed: npt.NDArray[np.bool_], kinds: BlockKinds) -> Width:
     """Slots for those entries (P, kinds, L) that are in one list."""
     counts = listed.sum(-1)
     # Of the kinds, those of columns that are neither near, nor at the start, nor at the end.
-    shape = (len(counts), kinds.phases, kinds.places, kinds.head + 1, kinds.period, kinds.tail + 1, kinds.distances)
-    far = counts.reshape(shape)[:, :, :, -1, :, -1][..., [0, -1]]
-    listings = int(far.sum(3).max(initial=0))
+    rules = len(kinds.limits) + 1
+    shape = (len(counts) * rules * kinds.phases * kinds.places, kinds.head + 1, kinds.period, kinds.tail + 1, -1)
+    far = counts.reshape(shape)[:, -1, :, -1][..., [0, -1]].reshape(len(counts), rules, -1, kinds.period, 2).sum(3)
+    # A rule for short texts lists no more than what its texts, all of which are looked at below, need.
+    grows = [*(limit > kinds.longest * kinds.size for limit in kinds.limits), True]
+    listings = int(far[:, grows].max(initial=0))
     more = 0
-    for lengths in _texts(kinds):
-        numbers = kinds.numbers(lengths)
-        needed = counts[:, numbers].cumsum(-1)
-        periods = -(-np.arange(1, numbers.shape[1] + 1) // kinds.period)
-        more = max(more, int((needed - listings * periods).max()))
+    for rule in range(rules):
+        for lengths in kinds.texts(rule):
+            numbers = kinds.numbers(lengths, rule)
+            needed = counts[:, numbers].cumsum(-1)
+            periods = -(-np.arange(1, numbers.shape[1] + 1) // kinds.period)
+            more = max(more, int((needed - listings * periods).max(initial=0)))
     return Width(kinds.period, listings, more)
 
 
@@ -347,8 +371,9 @@ def _check(pattern: Pattern, entries: npt.NDArray[np.int32], kinds: BlockKinds, 
     unlisted_full = np.stack([np.zeros((size, size), np.uint8), np.ones((size, size), np.uint8)])
     tiles = np.concatenate([unlisted_full, np.unpackbits(packed, axis=-1, count=size, bitorder="little")])
     long = kinds.longest * size
-    for length in (1, size + 1, long + size // 2 + 1, long + kinds.unit):
-        if length**2 > _LARGEST_CHECK:
+    around = (edge for limit in kinds.limits for edge in (limit, limit + 1))
+    for length in (1, size + 1, *around, long + size // 2 + 1, long + kinds.unit):
+        if not 0 < length**2 <= _LARGEST_CHECK:
             continue
         lengths = Lengths.of(length)
         blocks = tiles[entries[kinds.numbers(lengths)] + 2].sum(2, dtype=np.int32)
@@ -356,8 +381,8 @@ def _check(pattern: Pattern, entries: npt.NDArray[np.int32], kinds: BlockKinds, 
         counts = blocks.swapaxes(1, 2).reshape(rows * size, columns * size)[:length, :length]
         if not np.array_equal(counts, pattern.dense(lengths)[0]):
             raise InvalidRequest(
-                f"{_named(pattern)}: its structure, {pattern.structure}, does not say what it counts in {length} "
-                "tokens; next step: correct the pattern's _depends_on"
+                f"{_named(pattern)}: its structure, {common_structure(pattern)}, does not say what it counts in "
+                f"{length} tokens; next step: correct the pattern's _depends_on"
             )
 
 

@@ -127,16 +127,19 @@ def _count(length: int, size: int) -> int:
 
 def _numbers(kinds: BlockKinds, rows: int, columns: int, text: int, device: Any) -> torch.Tensor:
     """`BlockKinds.numbers`."""
-    text = (text + kinds.unit - 1) // kinds.unit * kinds.unit
+    length, text = text, (text + kinds.unit - 1) // kinds.unit * kinds.unit
     blocks = (text + kinds.size - 1) // kinds.size
     phase = (blocks * kinds.size - text) // (kinds.size // kinds.phases)
     row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
     pair = _place(kinds, row, blocks)[:, None] * kinds.places + _place(kinds, column, blocks)
     if kinds.tail:
         pair = pair + phase * kinds.places**2
-    if not kinds.near:
-        return pair
-    return pair * kinds.distances + (column - row[:, None]).clamp(-kinds.near, kinds.near) + kinds.near
+    if kinds.near:
+        pair = pair * kinds.distances + (column - row[:, None]).clamp(-kinds.near, kinds.near) + kinds.near
+    for limit in kinds.limits:
+        # The length as a value: as a size, it would be compared while tracing.
+        pair = pair + (torch.scalar_tensor(length, dtype=torch.int64, device=device) > limit) * kinds.count_each
+    return pair
 
 
 def _place(kinds: BlockKinds, block: torch.Tensor, blocks: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from ..masks import scale_for
 from ..parity.judging import ORIGINAL, minimum_tolerances
 from ..parity.report import CaseReport, CheckReport, Judged, PathReport, describe_first_off
 from ..parity.report import ratio as over_tolerance
-from ..site_kind import GLOBAL, PARTLY, SEEN, Unknown
-from ..sites import AttentionSite
+from ..sites.kind import GLOBAL, PARTLY, SEEN, Unknown
+from ..sites.record import AttentionSite
 from .charts import Point, Series, error_chart
 from .masks_svg import GLOBAL_COLOR, PARTLY_COLOR, SEEN_COLOR, mask_svgs
 from .page import COLORS, markup, number, percent, render

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..site_kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells
+from ..sites.kind import GLOBAL, PARTLY, SEEN, UNSEEN, Cells
 
 SEEN_COLOR = "#0072b2"
 PARTLY_COLOR = "#8cbfdf"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportFailed, InvalidRequest
-from ..manifest import SourceRecord, sha256_of
+from ..manifest import InputRecord, SourceRecord, fixed_length, sha256_of
 from .base import Source, SourceRequest, max_length, record_input
+
+if TYPE_CHECKING:
+    import torch
 
 _CONTRACT = "must return (module, example_inputs: dict of tensors) or (module, example_inputs, dynamic_shapes)"
 
@@ -19,7 +24,8 @@ def load_factory(request: SourceRequest) -> Source:
     """Call the factory.
 
     The module's parameters are what the factory makes them; torch's generator is seeded before the call. Without
-    dynamic shapes, dimension 0 of every input is the batch and dimension 1 the sequence.
+    dynamic shapes, dimension 0 of every input is the batch and dimension 1 the sequence; with them, these two are open
+    only where they say so.
 
     Raises:
         InvalidRequest: the file or the function does not exist, or an option does not apply.
@@ -53,8 +59,31 @@ def load_factory(request: SourceRequest) -> Source:
         files={path.name: sha256_of(path)},
         seed=request.seed,
     )
-    records = {key: record_input(key, value) for key, value in examples.items()}
-    return Source(record, module.eval(), examples, rest[0] if rest else None, records, max_length(module))
+    shapes = rest[0] if rest else None
+    records = {key: _as_fixed(record_input(key, value), value, shapes) for key, value in examples.items()}
+    return Source(
+        record, module.eval(), examples, shapes, records, fixed_length(records.values()) or max_length(module)
+    )
+
+
+def _as_fixed(record: InputRecord, example: torch.Tensor, dynamic_shapes: Any) -> InputRecord:
+    """The record, with the sizes of those dimensions that the user's dynamic shapes do not vary."""
+    if not isinstance(dynamic_shapes, Mapping):
+        return record
+    given = dynamic_shapes.get(record.name) or {}
+    varies = dict(enumerate(given)) if isinstance(given, Sequence) else given
+    shape = tuple(
+        name if _may_vary(varies.get(axis)) else size
+        for axis, (name, size) in enumerate(zip(record.shape, example.shape, strict=True))
+    )
+    return dataclasses.replace(record, shape=shape)
+
+
+def _may_vary(dimension: Any) -> bool:
+    """Whether a dimension of ``dynamic_shapes`` is open: a Dim or ``Dim.AUTO``, unlike None, a size, ``Dim.STATIC``."""
+    import torch
+
+    return not (dimension is None or isinstance(dimension, int) or dimension is torch.export.Dim.STATIC)
 
 
 def _is_tensor_dict(value: Any) -> bool:

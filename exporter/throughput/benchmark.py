@@ -19,6 +19,7 @@ from ..manifest import Manifest
 from ..parity.inputs import draw_inputs
 from ..reports.bench_page import bench_page
 from ..reports.files import write_atomically
+from ..sites.groups import in_words
 from ..sources.reload import Consent
 from .comparison import REGRESSION, check_comparable, compare
 from .diagnosis import diagnose, weaknesses
@@ -97,7 +98,7 @@ def bench(
     medians = _medians(rows)
     report = BenchReport(
         model=bundle.manifest.source.model_class.rpartition(".")[2],
-        attention=_attention(bundle.manifest),
+        attention=in_words(bundle.manifest.sites),
         identity=identity(bundle.manifest),
         reference=reference,
         settings=settings,
@@ -155,7 +156,7 @@ def _check_earlier(against: Earlier, manifest: Manifest, settings: BenchSettings
     """Refuse before the minutes of measuring what would be refused after them."""
     planned = BenchReport(
         model="",
-        attention=_attention(manifest),
+        attention=in_words(manifest.sites),
         identity=identity(manifest),
         reference="kernel",
         settings=settings,
@@ -325,15 +326,6 @@ def _with_ratios(rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], str]:
         else row
         for row in rows
     ), reference
-
-
-def _attention(manifest: Manifest) -> str:
-    """The sites in words, equal ones counted."""
-    counts: dict[str, int] = {}
-    for site in manifest.sites:
-        words = f"{site.operator} ({site.pattern})"
-        counts[words] = counts.get(words, 0) + 1
-    return ", ".join(f"{count} x {words}" for words, count in counts.items())
 
 
 def identity(manifest: Manifest) -> str:

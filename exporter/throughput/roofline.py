@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..bundle import Bundle
-from ..site_graph import SiteGraph
-from ..site_kind import Unknown
+from ..sites.graph import SiteGraph
+from ..sites.kind import Unknown
 
 SGEMM_SIZE = 1024
 """Rows, columns and terms: large enough that a CPU reaches its peak, small enough for milliseconds."""

@@ -85,7 +85,13 @@ def resolve_lengths(settings: BenchSettings, manifest: Manifest) -> tuple[int, .
         InvalidRequest: a length is below 1 or beyond what the model accepts, or fewer than the global tokens.
     """
     limit = manifest.max_length
-    lengths = tuple(sorted(set(settings.lengths))) or _default_lengths(limit or _UNLIMITED)
+    lengths = tuple(sorted(set(settings.lengths)))
+    if not lengths:
+        lengths = _default_lengths(limit or _UNLIMITED) if manifest.fixed_length is None else (manifest.fixed_length,)
+    elif manifest.fixed_length is not None and lengths != (manifest.fixed_length,):
+        raise InvalidRequest(
+            f"--lengths {lengths[-1]}: the model was exported for {manifest.fixed_length} tokens only; allowed: that"
+        )
     if lengths[0] < 1:
         raise InvalidRequest(f"--lengths {lengths[0]}: must be 1 or more")
     if limit is not None and lengths[-1] > limit:

@@ -11,7 +11,7 @@ from ...plugins.library import ort_library_path
 from ..bundle import Bundle
 from ..devices import CPU, kernels_missing
 from ..errors import ExporterError, ExportFailed
-from ..sites import longspan_nodes
+from ..sites.record import longspan_nodes
 from ..sources.reload import Consent, refuse_differing, request_again
 
 TITLES = {

@@ -28,7 +28,7 @@ struct Listing {
 
 // One query row of a tile.
 struct Row {
-  int32_t row;         // of blocks, counted from the task's first
+  int32_t block_row;   // counted from the task's first
   int64_t mask_row;    // query's number in its row of blocks
   int64_t position;    // by index
   int32_t q_position;  // as given
@@ -93,7 +93,7 @@ class Worker {
  private:
   void FindRows();
   void FindListings();
-  void AddList(const BlockList& list, int32_t row, int64_t last_position);
+  void AddList(const BlockList& list, int32_t row, int64_t end);
   void AttendBlock(const Listing* begin, const Listing* end);
   void AddPiece(int first, int64_t block_key, const Listing* begin, const Listing* end);
   void AttendColumns();
@@ -101,8 +101,6 @@ class Worker {
   int ColumnOf(const Piece& piece, int64_t key) const;
   void EditSegment(const Row& row, const Piece& piece, const Segment& segment, float* scores) const;
   static void Edit(void* worker, int row, ColumnRange range, float* scores, float* weights);
-
-  bool by_index() const { return !given_positions_; }
 
   const Problem& problem_;
   const Attributes& attributes_;
@@ -129,7 +127,7 @@ class Worker {
   const KeyPadding* padding_ = nullptr;
   const bool* valid_ = nullptr;  // attn_mask, where some key is padding
   const int32_t* k_positions_ = nullptr;
-  int64_t last_position_ = 0;  // of the task's last query, by index
+  int64_t key_end_ = 0;  // keys from here on are for none of the task's queries
   int64_t listing_count_ = 0;
   int column_count_ = 0;
   int piece_count_ = 0;
@@ -144,7 +142,7 @@ void Worker::Run(const Task& task) {
     k_positions_ = static_cast<const int32_t*>(problem_.inputs[kKPositions]) +
                    k_axes_.Index(task.batch, task.head / shapes_.Group());
   }
-  last_position_ = padding_->offset + task.last - 1;
+  key_end_ = KeyEnd(problem_, *padding_, task.last);
   FindRows();
   tile_.Begin(static_cast<int>((task.last - task.first) * task.heads), problem_.inputs[kQ], task.batch);
   FindListings();
@@ -169,7 +167,7 @@ void Worker::FindRows() {
     for (int64_t head = task_->head; head < task_->head + task_->heads; ++head) {
       tile_.rows()[count] = {query, head};
       Row& row = rows_[count++];
-      row.row = static_cast<int32_t>(block - task_->block);
+      row.block_row = static_cast<int32_t>(block - task_->block);
       row.mask_row = query - block * attributes_.q_block_size;
       row.position = padding_->offset + query;
       row.q_position = given_positions_ ? q_positions[q_axes_.Index(task_->batch, head) + query] : 0;
@@ -185,9 +183,9 @@ void Worker::FindListings() {
   for (int64_t block = task_->block; block < task_->block + task_->blocks; ++block) {
     Listing* first = listings_ + listing_count_;
     const auto row = static_cast<int32_t>(block - task_->block);
-    const int64_t last = std::min(task_->last, (block + 1) * attributes_.q_block_size) - 1;
-    AddList(plan_.lists.partial, row, padding_->offset + last);
-    AddList(plan_.lists.full, row, padding_->offset + last);
+    const int64_t last = std::min(task_->last, (block + 1) * attributes_.q_block_size);
+    AddList(plan_.lists.partial, row, KeyEnd(problem_, *padding_, last));
+    AddList(plan_.lists.full, row, KeyEnd(problem_, *padding_, last));
     Listing* end = listings_ + listing_count_;
     std::sort(first, end,
               [](const Listing& x, const Listing& y) { return std::tie(x.block, x.mask) < std::tie(y.block, y.mask); });
@@ -209,11 +207,9 @@ void Worker::FindListings() {
   });
 }
 
-// Adds what one list holds for a row of blocks, unless all its keys are padding or after `last_position`.
-void Worker::AddList(const BlockList& list, int32_t row, int64_t last_position) {
+// Adds what one list holds for a row of blocks, of blocks that have keys before `end`.
+void Worker::AddList(const BlockList& list, int32_t row, int64_t end) {
   const int64_t size = attributes_.kv_block_size;
-  const int64_t end =
-      by_index() && attributes_.is_causal ? std::min(padding_->length, last_position + 1) : padding_->length;
   const BlockList::Row entries = list.At(task_->batch, task_->head, task_->block + row);
   for (int64_t slot = 0; slot < entries.count; ++slot) {
     const int32_t block = entries.indices[slot];
@@ -225,8 +221,7 @@ void Worker::AddList(const BlockList& list, int32_t row, int64_t last_position) 
 // Adds the keys of a block that [begin, end) list to the key tile, which is attended to whenever it is full.
 void Worker::AttendBlock(const Listing* begin, const Listing* end) {
   const int64_t block_key = begin->block * attributes_.kv_block_size;
-  int64_t last = std::min(block_key + attributes_.kv_block_size, padding_->length);
-  if (by_index() && attributes_.is_causal) last = std::min(last, last_position_ + 1);
+  const int64_t last = std::min(block_key + attributes_.kv_block_size, key_end_);
   for (int64_t key = block_key; key < last;) {
     if (column_count_ == plan_.tile.columns || piece_count_ == max_pieces_) AttendColumns();
     const int first = column_count_;
@@ -244,9 +239,9 @@ void Worker::AttendBlock(const Listing* begin, const Listing* end) {
 
 void Worker::AddPiece(int first, int64_t block_key, const Listing* begin, const Listing* end) {
   Piece& piece = pieces_[piece_count_];
-  piece = {first,     column_count_,
-           block_key, columns_[column_count_ - 1] - columns_[first] == column_count_ - 1 - first,
-           0,         0};
+  const int last = column_count_ - 1;
+  const bool contiguous = columns_[last] - columns_[first] == last - first;
+  piece = {first, column_count_, block_key, contiguous, 0, 0};
   if (given_positions_) {
     for (int c = first; c < column_count_; ++c) positions_[c] = k_positions_[columns_[c]];
     const auto [low, high] = std::minmax_element(positions_ + first, positions_ + column_count_);
@@ -294,7 +289,7 @@ Segment Worker::Look(int r, int p) const {
   const Piece& piece = pieces_[p];
   const Row& row = rows_[r];
   Segment segment;
-  segment.listing = by_row_[p * task_->blocks + row.row];
+  segment.listing = by_row_[p * task_->blocks + row.block_row];
   if (segment.listing == nullptr) return segment;
   segment.first = piece.first;
   segment.last = piece.last;

@@ -95,11 +95,8 @@ class Planner {
 
   // Marks the blocks that one row lists and that hold a key for it; returns how many were not marked before.
   int64_t Mark(std::vector<int64_t>* marks, int64_t mark, int64_t b, int64_t head, int64_t block) const {
-    const KeyPadding& padding = plan_.batches[static_cast<size_t>(b)];
-    int64_t end = padding.length;
-    if (attributes_.is_causal && !problem_.input_shapes[kQPositions]) {
-      end = std::min(end, padding.offset + std::min((block + 1) * attributes_.q_block_size, shapes_.seq_q));
-    }
+    const int64_t last = std::min((block + 1) * attributes_.q_block_size, shapes_.seq_q);
+    const int64_t end = KeyEnd(problem_, plan_.batches[static_cast<size_t>(b)], last);
     int64_t fresh = 0;
     for (const BlockList* list : {&plan_.lists.partial, &plan_.lists.full}) {
       const BlockList::Row row = list->At(b, head, block);

@@ -2,6 +2,7 @@
 #ifndef LONGSPAN_BLOCK_SPARSE_ATTENTION_PLAN_H_
 #define LONGSPAN_BLOCK_SPARSE_ATTENTION_PLAN_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -43,6 +44,12 @@ struct Plan {
   std::vector<MaskRow> masks;  // (M, mask_rows)
   std::vector<Task> tasks;     // heaviest first
 };
+
+// Keys from here on are padding, or come after every query before `last`.
+inline int64_t KeyEnd(const Problem& problem, const KeyPadding& padding, int64_t last) {
+  const bool causal = problem.attributes.is_causal && !problem.input_shapes[kQPositions];
+  return causal ? std::min(padding.length, padding.offset + last) : padding.length;
+}
 
 // Throws InvalidOperands when the values of the block lists or of nonpad_kv_seqlen are out of range.
 Plan MakePlan(const Problem& problem);

@@ -228,12 +228,14 @@ void Add(const void* terms, float factor, int count, float* scores) {
   std::memcpy(scores + c, rest, static_cast<size_t>(count - c) * sizeof(float));
 }
 
-// `count` bits from bit `first` on, at most kLanes.
-inline uint32_t LoadBits(const uint8_t* bits, int64_t first, int count) {
-  const int shift = static_cast<int>(first % 8);
-  bits += first / 8;
+// kLanes bits from bit `first` on.
+inline uint32_t LoadBits(const uint8_t* bits, int64_t first) {
+  constexpr int kBytes = (kLanes + 7) / 8;
+  const auto shift = static_cast<int>(first & 7);
+  bits += first >> 3;
   uint32_t window = 0;
-  for (int byte = 0; 8 * byte < shift + count; ++byte) window |= static_cast<uint32_t>(bits[byte]) << (8 * byte);
+  for (int byte = 0; byte < kBytes; ++byte) window |= static_cast<uint32_t>(bits[byte]) << (8 * byte);
+  if (shift + kLanes > 8 * kBytes) window |= static_cast<uint32_t>(bits[kBytes]) << (8 * kBytes);
   return window >> shift;
 }
 
@@ -241,10 +243,10 @@ void ForbidUnset(const uint8_t* bits, int64_t first, int count, float* scores) {
   const Vec forbidden = Vec::Broadcast(-INFINITY);
   int c = 0;
   for (; c + kLanes <= count; c += kLanes) {
-    SelectBits(LoadBits(bits, first + c, kLanes), Vec::Load(scores + c), forbidden).Store(scores + c);
+    SelectBits(LoadBits(bits, first + c), Vec::Load(scores + c), forbidden).Store(scores + c);
   }
-  for (uint32_t rest = LoadBits(bits, first + c, count - c); c < count; ++c, rest >>= 1) {
-    if ((rest & 1) == 0) scores[c] = -INFINITY;
+  for (; c < count; ++c) {
+    if ((bits[(first + c) / 8] >> ((first + c) % 8) & 1) == 0) scores[c] = -INFINITY;
   }
 }
 

@@ -42,7 +42,7 @@ class Config:
     width: int = 64
     heads: int = 8
     key_heads: int = 2
-    layers: int = 4
+    layers: int = 2
     rope_base: float = 1e6
     limit: float = 20.0
     eager: bool = False

@@ -103,15 +103,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command that must fail with a code and return its line, leaving the folder of its output as it was."""
 
+    by_others = {"__pycache__", "reports"}
+
+    def files() -> list[Path]:
+        found = (path for path in tmp_path.rglob("*") if path.suffix != ".pyc")
+        return sorted(path for path in found if not by_others & set(path.relative_to(tmp_path).parts))
+
     def command(code: int, *arguments: object) -> str:
-        before = sorted(tmp_path.rglob("*"))
+        before = files()
         assert run([str(argument) for argument in arguments]) == code
         printed = capsys.readouterr()
         assert printed.err.startswith("longspan: error: ") and printed.err.count("\n") == 1, printed.err
         assert printed.out == ""
-        by_others = {"__pycache__", "reports"}
-        after = [path for path in sorted(tmp_path.rglob("*")) if path.name not in by_others and path.suffix != ".pyc"]
-        assert after == before
+        assert files() == before
         return printed.err.removeprefix("longspan: error: ").rstrip("\n")
 
     return command

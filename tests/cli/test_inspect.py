@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from longspan.cli.main import run
 from longspan.cli.sites_table import row_of, sites_table
-from longspan.exporter.sites import AttentionSite, StandardSite
+from longspan.exporter.sites.record import AttentionSite, StandardSite
 from rich.console import Console
 
 from ..exporter.models import LONGFORMER, write_config

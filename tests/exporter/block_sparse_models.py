@@ -11,7 +11,7 @@ BLOCK = 8
 PATTERN: Pattern = Blocked(BLOCK, Window(1, 0) | Columns(Tokens(first=1))) & Causal()
 """The query's own block, the one before it, and block 0; causal."""
 
-_FACTORY = """
+_FACTORY = '''
 import torch
 from longspan.plugins.block_sparse_attention.torch_op import block_sparse_attention
 
@@ -63,11 +63,46 @@ def computed():
 
 def fixed():
     return Two(fixed=4), inputs()
-"""
+
+
+class Routed(torch.nn.Module):
+    """Each row of blocks sees its own block, and the one whose tokens score highest: the text decides."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.route = torch.nn.Linear(32, 96), torch.nn.Linear(32, 1)
+
+    def forward(self, hidden, attention_mask):
+        q, k, v = self.qkv(hidden).chunk(3, dim=-1)
+        length = hidden.shape[1]
+        rows = (length + BLOCK - 1) // BLOCK
+        score = torch.nn.functional.pad(self.route(hidden)[..., 0], (0, rows * BLOCK - length))
+        best = score.reshape(-1, rows, BLOCK).amax(-1).argmax(-1)[:, None]
+        own = torch.arange(rows)[None].expand(best.shape[0], -1)
+        full = torch.stack([own, best.expand(-1, rows)], -1)[:, None].to(torch.int32)
+        counts = torch.where(own == best, 1, 2)[:, None].to(torch.int32)
+        return hidden + block_sparse_attention(
+            q, k, v, torch.zeros_like(counts), full[..., :0], counts, full, attn_mask=attention_mask.bool(),
+            q_block_size=BLOCK, kv_block_size=BLOCK, q_num_heads=2, kv_num_heads=2,
+        )
+
+
+class TwoRouted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Routed(), Routed()
+
+    def forward(self, hidden, attention_mask):
+        return self.second(self.first(hidden, attention_mask), attention_mask)
+
+
+def routed():
+    return TwoRouted(), inputs()
+'''
 
 
 def write_factory(folder: Path, pattern: str = to_json(PATTERN)) -> Path:
-    """Write a file with the factories ``computed`` (lists computed from the length) and ``fixed`` (for 32 tokens).
+    """Write a file with factories: lists ``computed`` from the length, ``fixed`` for 32 tokens, ``routed`` by the text.
 
     Args:
         folder: Where to write.

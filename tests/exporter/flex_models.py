@@ -227,5 +227,21 @@ def padded() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     def mask(layer: Attention) -> Mod:
         return lambda b, h, q, k: (q - k).abs().le(9) & layer.padding[b, k]
 
-    inputs = {"x": torch.randn(2, LENGTH, CHANNELS), "padding": torch.ones(2, LENGTH, dtype=torch.bool)}
-    return Attention(mask), inputs
+    padding = torch.ones(2, LENGTH, dtype=torch.bool)
+    padding[1, 60:] = False
+    return Attention(mask), {"x": torch.randn(2, LENGTH, CHANNELS), "padding": padding}
+
+
+def packed() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Several documents in a row, as an input says: causal within each."""
+
+    def mask(layer: Attention) -> Mod:
+        return lambda b, h, q, k: (layer.padding[b, q] == layer.padding[b, k]) & (q >= k)
+
+    numbers = torch.arange(LENGTH) // torch.tensor([[23], [40]])
+    return Attention(mask, alibi), {"x": torch.randn(2, LENGTH, CHANNELS), "padding": numbers}
+
+
+def documents_of_a_buffer() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Documents in a buffer of 120 tokens: lists for as many."""
+    return Attention(documents), {"x": torch.randn(2, LENGTH, CHANNELS)}

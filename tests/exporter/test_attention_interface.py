@@ -22,7 +22,7 @@ from longspan.exporter.graph_io import save_model
 from longspan.exporter.manifest import Manifest
 from longspan.exporter.parity.oracle import float64_arithmetic, float64_copy
 from longspan.exporter.pipeline import rewrite
-from longspan.exporter.sites import StandardSite, find_sites
+from longspan.exporter.sites.record import StandardSite, find_sites
 from longspan.exporter.sources import Source, SourceRequest, load_source
 from longspan.exporter.tracing import trace
 from longspan.plugins.functions import attach_function_bodies

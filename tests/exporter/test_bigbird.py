@@ -15,7 +15,7 @@ from longspan.exporter.conversion import UNCHANGED
 from longspan.exporter.families import bigbird as adapter
 from longspan.exporter.families import family_by_name, find_family
 from longspan.exporter.patterns import Lengths, build_lists, from_json, systems
-from longspan.exporter.sites import longspan_nodes
+from longspan.exporter.sites.record import longspan_nodes
 from longspan.exporter.sources import Source
 
 from .family_checks import (

@@ -14,18 +14,30 @@ from longspan.cli.main import run
 from longspan.exporter import SourceRequest, check, export, inspect
 from longspan.exporter.bundle import MODEL_FILE, Bundle
 from longspan.exporter.errors import InvalidRequest
-from longspan.exporter.inspection import Inspection
+from longspan.exporter.inspection import Inspection, SiteReport, _checked
 from longspan.exporter.lowering import lower
 from longspan.exporter.masks import Scale
 from longspan.exporter.parity.cases import sweep_lengths
+from longspan.exporter.parity.junit import to_junit
 from longspan.exporter.parity.report import CheckReport
-from longspan.exporter.patterns import Causal, Chunked, Explicit, Lengths, Pattern, PerHead, Window, to_json
+from longspan.exporter.patterns import (
+    Causal,
+    Chunked,
+    Explicit,
+    Lengths,
+    Pattern,
+    PerHead,
+    Window,
+    build_lists,
+    to_json,
+)
 from longspan.exporter.pictures import panels
 from longspan.exporter.reports.check_page import check_page
-from longspan.exporter.site_graph import SiteGraph, Sizes
-from longspan.exporter.site_kind import PARTLY, SEEN, UNSEEN, Unknown
-from longspan.exporter.sites import AttentionSite
-from longspan.exporter.throughput.benchmark import _attention
+from longspan.exporter.sites.graph import SiteGraph, Sizes
+from longspan.exporter.sites.groups import in_words
+from longspan.exporter.sites.kind import PARTLY, SEEN, UNSEEN, Unknown
+from longspan.exporter.sites.listed_blocks import ListedBlocks
+from longspan.exporter.sites.record import AttentionSite
 from longspan.exporter.throughput.roofline import AttentionWork
 
 from .block_sparse_models import BLOCK, PATTERN, write_factory
@@ -143,14 +155,39 @@ def test_a_bundle_says_what_its_model_did(bundle: Path, computed: Inspection) ->
 
 
 def test_pictures_are_drawn_from_the_lists_to_scale(computed: Inspection) -> None:
-    drawn, scale = panels(computed, 32)
-    assert [panel.title for panel in drawn] == ["first", "second"] and scale.unit == 8
+    first = computed.sites[0].site
+    (cells,) = first.kind.picture(first, computed.graph, Scale(32, 8), 0)
     lists = np.tri(32, dtype=bool) & ~np.tri(32, k=-2, dtype=bool)
     lists[:, 0] = True
     wanted = np.where(lists, SEEN, UNSEEN)
     # The own block is cut by the diagonal.
     np.fill_diagonal(wanted, PARTLY)
-    np.testing.assert_array_equal(drawn[0].cells, wanted)
+    np.testing.assert_array_equal(cells, wanted)
+    drawn, scale = panels(computed, 32)
+    assert [panel.title for panel in drawn] == ["first", "second"]
+    # The thresholds of the pattern are one block and two: four times as many tokens show it all.
+    assert scale.length == 8 * BLOCK
+    seen = PATTERN.dense(Lengths.of(scale.length))[0].reshape(32, 2, 32, 2).sum((1, 3))
+    np.testing.assert_array_equal(drawn[0].cells, np.where(seen == 4, SEEN, np.where(seen > 0, PARTLY, UNSEEN)))
+
+
+def test_heads_of_their_own_are_drawn_and_named_one_by_one() -> None:
+    class Lists(SiteGraph):
+        def __init__(self) -> None:
+            pass
+
+        def listed(self, site: AttentionSite, length: int) -> ListedBlocks:
+            return ListedBlocks.of_pattern(build_lists(pattern, Lengths.of(length), 8, 8, heads=4))
+
+    pattern = PerHead((Window(8, 0), Window(16, 0)))
+    two = site(pattern, q_block_size=8, kv_block_size=8)
+    report = SiteReport(two, 4, 4, 8, 8, 0.1, 1, 10, 0.9, 100)
+    drawn, scale = panels(Inspection("x", "model", "M", False, 100, None, 0, "", (report,), (), graph=Lists()), 24)
+    assert [(panel.title, panel.pattern) for panel in drawn] == [
+        ("layer 0, heads 0,2", "window of 8 left, 0 right, in blocks of 8 x 8"),
+        ("layer 0, heads 1,3", "window of 16 left, 0 right, in blocks of 8 x 8"),
+    ]
+    assert scale.unit == 2 and (drawn[0].cells[20] != UNSEEN).sum() == 5 and (drawn[1].cells[20] != UNSEEN).sum() == 9
 
 
 def test_lists_that_are_fixed_are_counted_for_their_own_length(factory: Path) -> None:
@@ -163,6 +200,19 @@ def test_lists_that_are_fixed_are_counted_for_their_own_length(factory: Path) ->
     assert graph is not None
     fits = first.kind.work(first, graph, 30, 0)
     assert (fits.length, fits.notes, fits.terms) == (30, (), 2 * PATTERN.dense(Lengths.of(30)).sum())
+
+
+def test_lists_that_the_text_decides_on_are_those_of_a_drawn_text(factory: Path) -> None:
+    """Those of the second layer come after the attention of the first, which therefore runs as well."""
+    found = inspect(f"{factory}:routed", length=64)
+    assert [one.site.lists for one in found.sites] == ["computed", "computed"]
+    for one in found.sites:
+        # Eight rows of two blocks each, but one whose own block is the best.
+        assert one.density == pytest.approx(15 / 64) and one.saved == pytest.approx(49 / 64)
+    drawn = [one.site.kind.picture(one.site, found.graph, Scale(8, 8), 0)[0] for one in found.sites]
+    for cells in drawn:
+        assert (cells == SEEN).sum() == 15 and (np.diag(cells) == SEEN).all()
+        assert ((cells == SEEN).sum(0) == 8).sum() == 1
 
 
 def test_lists_that_are_not_the_pattern_recorded_are_found_out(computed: Inspection) -> None:
@@ -224,9 +274,22 @@ def test_the_check_sweeps_around_blocks_and_sees_the_kernel_at_each_site(report:
     assert report.site_comparison is not None and len(report.site_comparison.outputs) == 2
 
 
+def test_a_model_of_one_length_is_inspected_at_that() -> None:
+    assert [_checked(length, 2048, 192) for length in (None, 192)] == [192, 192]
+    with pytest.raises(InvalidRequest, match="--length 100: the model is made for 192 tokens only"):
+        _checked(100, 2048, 192)
+
+
+def test_junit_names_the_operator_and_its_pattern(report: CheckReport) -> None:
+    text = to_junit(report)
+    assert 'name="attention" value="2 x BlockSparseAttention (' in text and 'failures="0"' in text
+    for path in ("kernel", "function body"):
+        assert f'classname="{path}" name="ran at every site"' in text
+
+
 def test_the_page_draws_what_was_recorded(report: CheckReport) -> None:
     page = check_page(report)
-    assert page.count('class="mask"') == 1 and "seen in part" in page and "in blocks of 8 x 8" in page
+    assert page.count('class="mask"') == 1 and "</span>seen" in page and "in blocks of 8 x 8" in page
     blind = dataclasses.replace(
         report, sites=tuple(dataclasses.replace(each, pattern_json="") for each in report.sites)
     )
@@ -259,7 +322,7 @@ def test_bench_counts_the_blocks_at_each_length(bundle: Path) -> None:
     work = AttentionWork(opened)
     assert work.flops(1, 32) == 2 * (1 + 2 + 3 + 3) * 64 * 2 * 2 * 32
     assert work.flops(3, 64) == 3 * 2 * (1 + 2 + 6 * 3) * 64 * 2 * 2 * 32
-    assert _attention(opened.manifest).startswith("2 x BlockSparseAttention (")
+    assert in_words(opened.manifest.sites).startswith("2 x BlockSparseAttention (")
 
 
 class Chunks(SiteGraph):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from longspan.exporter.bundle import Bundle, check_destination, reserved
 from longspan.exporter.conversion import Conversion
 from longspan.exporter.errors import BundleCorrupted, ExportFailed, InvalidRequest
 from longspan.exporter.manifest import InputRecord, Manifest, OutputRecord, SourceRecord
-from longspan.exporter.sites import AttentionSite, Rung
+from longspan.exporter.sites.record import AttentionSite, Rung
 
 MANIFEST = Manifest(
     source=SourceRecord("config", "config.json", "BertModel", {"config.json": "00"}, inputs=("input_ids",)),
@@ -90,6 +91,15 @@ def test_a_manifest_survives_the_way_through_json() -> None:
 def test_other_texts_are_no_manifest(text: str) -> None:
     with pytest.raises(BundleCorrupted):
         Manifest.from_json(text)
+
+
+@pytest.mark.parametrize("change", [{"pattern_json": 3}, {"pattern_json": None}, {"lists": ["computed"]}, {"more": 1}])
+def test_a_site_of_other_types_is_refused(change: dict[str, object]) -> None:
+    data = json.loads(MANIFEST.to_json())
+    assert data["sites"]
+    data["sites"][0] |= change
+    with pytest.raises(BundleCorrupted, match="not a Longspan manifest"):
+        Manifest.from_json(json.dumps(data))
 
 
 def test_what_is_written_can_be_opened(tmp_path: Path) -> None:

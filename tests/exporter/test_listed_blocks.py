@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from longspan.exporter.listed_blocks import ListedBlocks
 from longspan.exporter.patterns import (
     Causal,
     Chunked,
@@ -18,6 +17,7 @@ from longspan.exporter.patterns import (
     Window,
     build_lists,
 )
+from longspan.exporter.sites.listed_blocks import ListedBlocks
 from longspan.plugins import InvalidOperands
 from longspan.plugins.block_sparse_attention.definition import Attributes
 
@@ -130,7 +130,7 @@ def test_what_the_node_forbids_is_no_difference() -> None:
 
 
 def test_of_a_long_text_some_rows_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longspan.exporter.listed_blocks._PAIRS", 1000)
+    monkeypatch.setattr("longspan.exporter.sites.listed_blocks._PAIRS", 1000)
     lists = ListedBlocks.of_pattern(build_lists(Window(4, 4), Lengths.of(400), 8, 8))
     assert lists.differs_from(Window(4, 4)) == ""
     assert "query" in lists.differs_from(Window(4, 3))

@@ -22,7 +22,7 @@ from longspan.exporter.parity.inputs import (
     save_feeds,
     sizes_of,
 )
-from longspan.exporter.sites import AttentionSite
+from longspan.exporter.sites.record import AttentionSite
 
 INPUTS = (
     InputRecord("input_ids", "int64", ("batch", "sequence"), "tokens", 3, 99),

@@ -18,7 +18,7 @@ from longspan.exporter.parity.tolerances import (
     lowering_tolerance,
     unit_roundoff,
 )
-from longspan.exporter.sites import AttentionSite
+from longspan.exporter.sites.record import AttentionSite
 
 
 def cast_on_purpose(x: torch.Tensor) -> torch.Tensor:

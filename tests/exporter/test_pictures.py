@@ -14,8 +14,8 @@ from longspan.exporter.inspection import Inspection, SiteReport
 from longspan.exporter.masks import mask_of
 from longspan.exporter.patterns import Causal, PerHead, Window, systems
 from longspan.exporter.pictures import draw_png, panels, pattern_lines, picture_lines
-from longspan.exporter.site_kind import GLOBAL, SEEN, UNSEEN
-from longspan.exporter.sites import AttentionSite
+from longspan.exporter.sites.kind import GLOBAL, SEEN, UNSEEN
+from longspan.exporter.sites.record import AttentionSite
 
 
 def report(layer: int, global_mask: bool = False, **attributes: Any) -> SiteReport:

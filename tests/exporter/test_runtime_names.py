@@ -8,7 +8,7 @@ import pytest
 from longspan.exporter.errors import ExportFailed
 from longspan.exporter.parity.runners import FUNCTION_BODY, KERNEL, _what_ran
 from longspan.exporter.runtime_names import expansions
-from longspan.exporter.sites import AttentionSite
+from longspan.exporter.sites.record import AttentionSite
 
 WINDOW, BLOCKS = "SlidingWindowAttention", "BlockSparseAttention"
 FIRST = [f"_inlfunc_{WINDOW}_node_Add_1_kernel_time", f"_inlfunc_{WINDOW}_node_Mul_2_kernel_time"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from longspan.exporter.site_groups import fold_alike, fold_names
+from longspan.exporter.sites.groups import fold_alike, fold_names
 
 
 @pytest.mark.parametrize(

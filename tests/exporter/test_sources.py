@@ -186,6 +186,29 @@ def test_a_factory_is_called(factory_file: Path) -> None:
     assert load_source(SourceRequest(f"{factory_file}:shaped")).dynamic_shapes is not None
 
 
+def test_a_factory_says_which_dimensions_are_open(tmp_path: Path) -> None:
+    file = tmp_path / "fixed.py"
+    file.write_text(
+        "import torch\n"
+        "Dim = torch.export.Dim\n"
+        "x = {'x': torch.zeros(2, 24, dtype=torch.int64)}\n"
+        "def batch(): return torch.nn.Embedding(9, 4), x, {'x': {0: Dim('batch')}}\n"
+        "def both(): return torch.nn.Embedding(9, 4), x, {'x': (Dim('batch'), Dim.AUTO)}\n"
+        "def static(): return torch.nn.Embedding(9, 4), x, {'x': {0: Dim.STATIC, 1: Dim('n')}}\n"
+        "def neither(): return torch.nn.Embedding(9, 4), x, {'x': None}\n"
+    )
+    found = {}
+    for name in ("batch", "both", "static", "neither"):
+        source = load_source(SourceRequest(f"{file}:{name}"))
+        found[name] = source.input_records["x"].shape, source.max_length
+    assert found == {
+        "batch": (("batch", 24), 24),
+        "both": (("batch", "sequence"), None),
+        "static": ((2, "sequence"), None),
+        "neither": ((2, 24), 24),
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [

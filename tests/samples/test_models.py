@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from longspan.exporter import SourceRequest, export
+from longspan.exporter import InvalidRequest, SourceRequest, check, export
 from longspan.exporter.parity.oracle import float64_arithmetic, float64_copy
 from longspan.exporter.sources import load_source
 
@@ -140,9 +141,8 @@ def test_it_learns(file: str, factory: str) -> None:
 OPERATORS = {
     "sparse_transformer-strided_heads": ["SlidingWindowAttention"] * 4,
     "sparse_transformer-fixed": ["BlockSparseAttention"] * 2,
-    "atrous-local": ["SlidingWindowAttention"] * 2,
     "atrous-sparse": ["BlockSparseAttention"] * 2,
-    "phi3_small-small": ["BlockSparseAttention", "SlidingWindowAttention"] * 2,
+    "phi3_small-small": ["BlockSparseAttention", "SlidingWindowAttention"],
     "big_bird_etc-itc": ["BlockSparseAttention"] * 2,
     "big_bird_etc-etc": ["BlockSparseAttention"] * 2,
 }
@@ -180,3 +180,21 @@ def test_exported(name: str, tmp_path: Path, kernel_library: str) -> None:
             difference = np.abs(found - wanted).max(-1) * inputs["attention_mask"].numpy()
             # float32 through a few layers, on outputs that layer norms keep near 1.
             assert difference.max() < 64 * np.finfo(np.float32).eps * max(1.0, np.abs(wanted).max()), (batch, length)
+
+
+def test_a_model_of_one_length_is_checked_at_that_length(tmp_path: Path) -> None:
+    bundle = export(f"{MODELS / 'big_bird_etc.py'}:itc", tmp_path / "bundle")
+    assert bundle.manifest.max_length == bundle.manifest.fixed_length == 192
+    report = check(bundle.path)
+    assert report.passed and {case.case.length for case in report.cases} == {192}
+    with pytest.raises(InvalidRequest, match="for 192 tokens only"):
+        check(bundle.path, lengths=[100])
+
+
+def test_the_example_of_the_page_on_ones_own_model(tmp_path: Path) -> None:
+    page = (MODELS.parents[1] / "docs" / "your-own-model.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(page[page.index("    import torch\n") : page.index("That is all")])
+    (tmp_path / "my_model.py").write_text(code, encoding="utf-8")
+    bundle = export(f"{tmp_path / 'my_model.py'}:factory", tmp_path / "bundle")
+    (site,) = bundle.manifest.sites
+    assert site.operator == "BlockSparseAttention" and site.attributes["q_block_size"] == 16

@@ -28,6 +28,7 @@ from longspan.exporter.patterns import (
     Strided,
     Structure,
     Tokens,
+    UpTo,
     Window,
     build_lists,
     systems,
@@ -36,6 +37,7 @@ from longspan.exporter.patterns.base import Bounds, Counts, counts_of
 from longspan.exporter.patterns.block_table import BlockTable, block_table
 from longspan.exporter.patterns.block_table_torch import traced_lists
 from longspan.exporter.patterns.lengths import Integers, Interval
+from longspan.exporter.patterns.regimes import common_structure
 
 from .strategies import patterns
 
@@ -52,8 +54,13 @@ PATTERNS: dict[str, Pattern] = {
     "big bird": systems.big_bird(16, 3),
     "big bird etc": systems.big_bird_etc(16, 5),
     "tail": Rows(Tokens(last=5)) | Window(9, 2),
+    "tail beyond a limit": UpTo(40, All(), Rows(Tokens(last=5)) | Window(9, 2)),
+    "steps": Window(8, 8, 16),
     "bounded": Window(20, 3) | Columns(Tokens(at=(2, 40))),
     "all": All(),
+    "limits": UpTo(40, All(), Window(9, 0) | UpTo(90, Causal(), systems.big_bird(16, 3))),
+    "limits of a head": PerHead((Window(5, 0), UpTo(30, Causal(), Window(2, 2)))),
+    "limits in blocks": systems.big_bird_of_any_length(16, 2),
     "uncounted": PerHead((Causal(), All() & ~All())),
 }
 
@@ -97,7 +104,7 @@ def test_any_pattern_at_any_length(pattern: Pattern, size: int, length: int) -> 
     try:
         table = block_table(pattern, size)
     except InvalidRequest as error:
-        assert pattern.structure is None or "kinds" in str(error)
+        assert common_structure(pattern) is None or "kinds" in str(error)
         return
     check(table, Lengths.of(length))
 
@@ -108,7 +115,8 @@ def test_published_patterns(name: str, size: int) -> None:
     table = block_table(PATTERNS[name], size)
     # Below, at and beyond the longest text that the table was made from.
     longest = table.kinds.longest * size
-    for length in (1, size - 1, size, size + 1, longest - 3, longest + size, longest + 2 * size + 5):
+    edges = [edge for limit in table.kinds.limits for edge in (limit, limit + 1)]
+    for length in (1, size - 1, size, size + 1, *edges, longest - 3, longest + size, longest + 2 * size + 5):
         check(table, Lengths.of(length))
     check(table, Lengths.of(3 * size + 1), 2 * PATTERNS[name].heads)
 
@@ -183,7 +191,7 @@ class Lists(torch.nn.Module):
 
 
 def test_a_traced_graph_computes_them_from_its_own_length(tmp_path: Path) -> None:
-    tables = [block_table(PATTERNS[name], 16) for name in ("strided heads", "big bird", "tail")]
+    tables = [block_table(PATTERNS[name], 16) for name in ("strided heads", "tail beyond a limit")]
     shapes = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}}
     example, model = torch.zeros(2, 150), Lists(tables).eval()
     with torch.no_grad():

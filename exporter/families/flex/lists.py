@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch.nn.attention import flex_attention as flex
 
-from ..patterns import BlockLists, Explicit, Lengths, Pattern, PerHead, build_lists, to_json
-from .mask_mods import Grids, MaskMod, MaskValues
+from ...patterns import BlockLists, Explicit, Lengths, Pattern, PerHead, build_lists, to_json
+from .mask_mods import Grids, MaskValues
 from .score_mods import Sizes
 
-_LONGEST = 1 << 13
 _LARGEST_RECORD = 2048
 """Tokens up to which the pattern of frozen lists is recorded beside them."""
 
@@ -63,27 +62,6 @@ def frozen_lists(grids: Grids, block_size: tuple[int, int], cut: bool) -> Frozen
 
 def _by_head(patterns: tuple[Pattern, ...]) -> Pattern:
     return patterns[0] if len(patterns) == 1 else PerHead(patterns)
-
-
-def longest_text(mask: MaskMod, heads: int) -> int | None:
-    """Tokens of the longest text that a mask_mod can be asked about, where the tensors that it reads end; else None."""
-
-    def reads(length: int) -> bool:
-        last = np.array([length - 1])
-        try:
-            for head in range(heads):
-                MaskValues(mask).pairs(head, last, last)
-        except (IndexError, RuntimeError):
-            return False
-        return True
-
-    low, high = 1, _LONGEST
-    if reads(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if reads(middle) else (low, middle)
-    return low
 
 
 def own_lists(mask: flex.BlockMask, sizes: Sizes) -> FrozenLists:

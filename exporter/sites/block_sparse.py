@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plugins.block_sparse_attention.definition import DEFAULT_BLOCK
-from .errors import InvalidRequest
-from .masks import Scale
-from .recorded_patterns import picture_of
-from .site_kind import PARTLY, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Unknown, Work, beyond, prime_from
+from ...plugins.block_sparse_attention.definition import DEFAULT_BLOCK
+from ..errors import InvalidRequest
+from ..masks import Scale
+from .kind import PARTLY, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Unknown, Work, beyond, prime_from
+from .recorded_pattern import picture_of
 
 if TYPE_CHECKING:
-    from .site_graph import SiteGraph
-    from .sites import AttentionSite
+    from .graph import SiteGraph
+    from .record import AttentionSite
 
 FIXED, GIVEN, COMPUTED = "fixed", "given", "computed"
 """Where the lists of a site come from: the file, an input of the model, or the graph."""
@@ -143,11 +143,11 @@ class BlockSparseSites(SiteKind):
         return Work(meant, terms, computed, heads * listed.pairs, tuple(notes))
 
     def picture_width(self, site: AttentionSite) -> int:
-        """So many blocks that a picture shows what the pattern does: more where they are seen whole."""
+        """As many tokens as show all that the recorded pattern does; else some blocks, more where they are whole."""
         recorded = site.recorded
-        blocks = 2 if "block_masks" in site.inputs else 8
-        thresholds = recorded.thresholds if recorded is not None else ()
-        return max(blocks * max(_blocks(site)), max(thresholds, default=0) // 2)
+        if recorded is not None and recorded.thresholds:
+            return max(recorded.thresholds)
+        return (2 if "block_masks" in site.inputs else 8) * max(_blocks(site))
 
     def picture(self, site: AttentionSite, graph: SiteGraph | None, scale: Scale, global_tokens: int) -> list[Cells]:
         """The blocks that are listed for a text of the picture's length, to scale."""

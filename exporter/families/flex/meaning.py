@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch.nn.attention import flex_attention as flex
 
-from ..errors import ExportFailed
-from ..patterns import Lengths, Pattern
-from .flex_lists import FrozenLists
+from ...errors import ExportFailed
+from ...patterns import Lengths, Pattern
+from .lists import FrozenLists
 from .mask_mods import Grids, MaskMod, Reach, read_pattern
 from .score_mods import ScoreMod, ScoreParts, Sizes, hides
 
@@ -37,6 +37,8 @@ class Call:
         pattern: The pattern of `seen`, read where positions have no end; None where there is none.
         frozen: Lists that hold up to some length, where there is no pattern, or that are the model's own.
         own_lists: Whether they are the model's own, and no other lists will do.
+        longest: Tokens that a tensor has which the functions read; None without such an end.
+        documents: Tensors of the mask that number the tokens so that no pair of two numbers is seen (`tensors_of`).
     """
 
     layer: str
@@ -49,6 +51,8 @@ class Call:
     pattern: Pattern | None = None
     frozen: FrozenLists | None = None
     own_lists: bool = False
+    longest: int | None = None
+    documents: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,9 @@ class Meaning:
         pattern: Which keys a query sees, where that is a pattern.
         frozen: Its block lists, where it is not.
         block_size: Block size that the model chose; None where queries and keys have different ones.
+        documents: Tensor of the mask that keeps documents apart, where they are computed from the inputs.
+        causal: Whether a mask of documents hides every key after the query.
+        longest: Longest text that its functions can be asked about; None without an end.
         padding: Whether keys are hidden besides, by a mask that is computed from the inputs: the diagonal of mask_mod.
     """
 
@@ -70,6 +77,9 @@ class Meaning:
     frozen: FrozenLists | None = None
     block_size: int | None = None
     padding: bool = False
+    documents: str = ""
+    causal: bool = False
+    longest: int | None = None
 
 
 def read_meaning(calls: Sequence[Call], redrawn: Sequence[Call], open_length: bool) -> Meaning:
@@ -86,7 +96,12 @@ def read_meaning(calls: Sequence[Call], redrawn: Sequence[Call], open_length: bo
     first = calls[0]
     tall, wide = first.block_size
     size = tall if tall == wide and tall < flex._LARGE_SPARSE_BLOCK_SIZE else None
-    common: dict[str, Any] = {"layer": first.layer, "score": _score((*calls, *redrawn)), "block_size": size}
+    common: dict[str, Any] = {
+        "layer": first.layer,
+        "score": _score((*calls, *redrawn)),
+        "block_size": size,
+        "longest": first.longest,
+    }
     if first.own_lists:
         if open_length:
             raise ExportFailed(
@@ -95,7 +110,10 @@ def read_meaning(calls: Sequence[Call], redrawn: Sequence[Call], open_length: bo
             )
         return Meaning(**common, frozen=first.frozen)
     if any(call.reads_inputs for call in calls):
-        return Meaning(**common, pattern=_under_padding(calls, redrawn), padding=True)
+        pattern = _under_padding(calls, redrawn)
+        if pattern is not None:
+            return Meaning(**common, pattern=pattern, padding=True)
+        return Meaning(**common, documents=_documents((*calls, *redrawn)), causal=_causal((*calls, *redrawn)))
     pattern = _pattern(calls)
     if pattern is not None:
         return Meaning(**common, pattern=pattern)
@@ -162,12 +180,8 @@ def _follows(pattern: Pattern, call: Call) -> bool:
     )
 
 
-def _under_padding(calls: Sequence[Call], redrawn: Sequence[Call]) -> Pattern:
-    """The pattern of a mask that hides keys besides, as the inputs say.
-
-    Raises:
-        ExportFailed: the mask is something else.
-    """
+def _under_padding(calls: Sequence[Call], redrawn: Sequence[Call]) -> Pattern | None:
+    """The pattern of a mask that hides keys besides, as the inputs say; None where it does something else."""
     # What any batch entry sees is all that is seen without padding, if every key is in some entry.
     together = [
         dataclasses.replace(call, seen=Grids(np.logical_or.reduce(call.seen.seen, 0, keepdims=True)), pattern=None)
@@ -175,13 +189,31 @@ def _under_padding(calls: Sequence[Call], redrawn: Sequence[Call]) -> Pattern:
     ]
     pattern = _pattern(together)
     if pattern is None or not all(_hides_keys(pattern, call) for call in (*calls, *redrawn)):
+        return None
+    return pattern
+
+
+def _documents(calls: Sequence[Call]) -> str:
+    """The tensor that keeps documents apart in every run.
+
+    Raises:
+        ExportFailed: there is none.
+    """
+    common = sorted(frozenset.intersection(*(call.documents for call in calls)))
+    if not common or not all(call.seen.alike_in_heads for call in calls):
         raise ExportFailed(
             f"{calls[0].layer}: the mask_mod reads a tensor that is computed from the model's inputs, and does more "
-            "with it than to hide keys: which blocks of keys a query needs is then known only after all its pairs were "
-            "looked at; allowed: a mask of positions, & padding[b, kv_idx]; next step: documents and prefixes as "
-            "constants (buffers), or block lists as inputs of the model (torch.ops.longspan.block_sparse_attention)"
+            "with it than to hide keys or to keep documents apart: which blocks of keys a query needs is then known "
+            "only after all its pairs were looked at; allowed: a mask of positions & padding[b, kv_idx], and masks "
+            "that hide all pairs with number[b, q_idx] != number[b, kv_idx], alike for all heads; next step: block "
+            "lists as inputs of the model (longspan.plugins.block_sparse_attention.torch_op)"
         )
-    return pattern
+    return common[0]
+
+
+def _causal(calls: Sequence[Call]) -> bool:
+    """Whether no run sees a key after its query."""
+    return not any(np.triu(call.seen.seen.any((0, 1)), 1).any() for call in calls)
 
 
 def _hides_keys(pattern: Pattern, call: Call) -> bool:

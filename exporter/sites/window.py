@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plugins.attention.operands import Shapes
-from ..plugins.sliding_window_attention.definition import Attributes, cost
-from .errors import InvalidRequest
-from .masks import Scale, sketch
-from .patterns import Lengths
-from .recorded_patterns import picture_of
-from .site_kind import GLOBAL, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Unknown, Work, beyond, prime_from
+from ...plugins.attention.operands import Shapes
+from ...plugins.sliding_window_attention.definition import Attributes, cost
+from ..errors import InvalidRequest
+from ..masks import Scale, sketch
+from ..patterns import Lengths
+from .kind import GLOBAL, SEEN, UNSEEN, Cells, SiteKind, SweepLengths, Unknown, Work, beyond, prime_from
+from .recorded_pattern import picture_of
 
 if TYPE_CHECKING:
-    from .site_graph import SiteGraph, Sizes
-    from .sites import AttentionSite
+    from .graph import SiteGraph, Sizes
+    from .record import AttentionSite
 
 
 class WindowSites(SiteKind):

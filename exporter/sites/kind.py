@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from .masks import Scale
-    from .site_graph import SiteGraph
-    from .sites import AttentionSite
+    from ..masks import Scale
+    from .graph import SiteGraph
+    from .record import AttentionSite
 
 UNSEEN, SEEN, GLOBAL, PARTLY = 0, 1, 2, 3
 """Values of a picture's cells: none of its pairs is counted; all are; for a global token; some are."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.nn.attention import flex_attention as flex
 
-from ..errors import ExportFailed
-from .base import replaced
+from ...errors import ExportFailed
+from ..base import replaced
 
 _FLEX = "torch.nn.attention.flex_attention"
 

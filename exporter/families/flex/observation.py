@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import itertools
 from collections.abc import Callable
@@ -12,15 +13,21 @@ import torch
 from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import ExportFailed
-from .flex_interception import DeclaredMask, FlexArguments, with_listed
-from .flex_lists import FrozenLists, frozen_lists, longest_text, own_lists
-from .flex_meaning import Call, combined
+from ...errors import ExportFailed
+from .documents import keeps_documents_apart, tensors_of
+from .interception import DeclaredMask, FlexArguments, with_listed
+from .lists import FrozenLists, frozen_lists, own_lists
 from .mask_mods import Grids, MaskMod, MaskValues, read_pattern
-from .score_mods import ScoreMod, ScoreParts, Sizes, hides, read_score_mod
+from .meaning import Call, combined
+from .score_mods import ScoreMod, ScoreParts, Sizes, read_score_mod
 
 _SHAPE_ONLY = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided")
 """Operators that take the shape of a tensor and not its values."""
+
+
+_LONGEST_TEXT = 1 << 17
+_LONGEST_FROZEN = 1 << 13
+"""Tokens up to which a mask without a rule is written down."""
 
 
 class Reading(enum.Enum):
@@ -32,7 +39,7 @@ class Reading(enum.Enum):
 
 
 def observe(layer: str, call: FlexArguments, descent: Descent, reading: Reading) -> Call:
-    """Ask a call's functions for all that `flex_meaning` compares between runs.
+    """Ask a call's functions for all that `meaning` compares between runs.
 
     Args:
         layer: The module that calls.
@@ -69,10 +76,27 @@ def observe(layer: str, call: FlexArguments, descent: Descent, reading: Reading)
     elif mask is not None:
         _refuse_narrow_mask(mask, mask_mod, sizes, layer)
     if not found and not reads_inputs and reading is not Reading.NOTHING:
+        if reading is Reading.ANY_LENGTH:
+            found["longest"] = _longest(mask_mod, score_mod, sizes)
         found["pattern"] = _pattern(whole, heads) if batch == 1 else None
         if found["pattern"] is None:
             found["frozen"] = _frozen(whole, seen, size, reading)
+    if reads_inputs and sizes.queries == sizes.keys:
+        found["documents"] = _documents(whole, seen, sizes, descent)
     return Call(layer, sizes, score, seen, reads_inputs, reads_scores, size, **found)
+
+
+def _documents(mask_mod: MaskMod, seen: Grids, sizes: Sizes, descent: Descent) -> frozenset[str]:
+    """Tensors of a mask, computed from the inputs, that number the tokens so that no pair of two numbers is seen."""
+    shapes = ((sizes.keys,), (1, sizes.keys), (sizes.batch, sizes.keys))
+    return frozenset(
+        place
+        for place, tensor in tensors_of(mask_mod).items()
+        if descent.has(tensor)
+        and tuple(tensor.shape) in shapes
+        and tensor.dtype in (torch.int32, torch.int64)
+        and keeps_documents_apart(seen, tensor)
+    )
 
 
 def _pattern(mask_mod: MaskMod, heads: int) -> Any:
@@ -87,18 +111,38 @@ def _frozen(mask_mod: MaskMod, seen: Grids, size: tuple[int, int], reading: Read
     if reading is Reading.ONE_LENGTH:
         return frozen_lists(seen, size, cut=False)
     batch, heads = seen.seen.shape[:2]
-    longest = longest_text(mask_mod, heads)
-    if longest is None:
+    longest = _longest(mask_mod, None, Sizes(batch, heads, 0, 0))
+    if longest is None or longest > _LONGEST_FROZEN:
         return None
     return frozen_lists(Grids.of(mask_mod, batch, heads, (longest, longest)), size, cut=True)
 
 
+def _longest(mask_mod: MaskMod, score_mod: ScoreMod | None, sizes: Sizes) -> int | None:
+    """Tokens of the longest text that two functions can be asked about, where tensors that they read end; else None."""
+
+    def reads(length: int) -> bool:
+        try:
+            _ask_at_the_ends(mask_mod, score_mod, dataclasses.replace(sizes, queries=length, keys=length))
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    low, high = 1, _LONGEST_TEXT
+    if reads(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if reads(middle) else (low, middle)
+    return low
+
+
 def _ask_at_the_ends(mask_mod: MaskMod, score_mod: ScoreMod | None, sizes: Sizes) -> None:
-    last = np.array([[0, 0, 1, 1], [0, 1, 0, 1]]) * np.array([[sizes.queries - 1], [sizes.keys - 1]])
+    """Ask for the corners of the text; raises what the attention itself would have raised."""
+    query, key = ((sizes.queries - 1) * np.array([0, 0, 1, 1]), (sizes.keys - 1) * np.array([0, 1, 0, 1]))
     for entry, head in itertools.product({0, sizes.batch - 1}, {0, sizes.heads - 1}):
-        MaskValues(mask_mod, entry).pairs(head, *last)
+        MaskValues(mask_mod, entry).pairs(head, query, key)
         if score_mod is not None:
-            MaskValues(hides(score_mod), entry).pairs(head, *last)
+            MaskValues(_without_score(score_mod), entry).pairs(head, query, key)
 
 
 def _without_score(score_mod: ScoreMod) -> MaskMod:

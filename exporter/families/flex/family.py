@@ -1,6 +1,6 @@
 """Models that call PyTorch's FlexAttention: ``torch.nn.attention.flex_attention.flex_attention``.
 
-The model is run on its example inputs, at several lengths, to see what each call computes (`flex_survey`): the keys
+The model is run on its example inputs, at several lengths, to see what each call computes (`survey`): the keys
 that mask_mod and score_mod leave, as a pattern, and what score_mod does to the scores. Each call then becomes one
 operator: SlidingWindowAttention where the pattern is one band, else BlockSparseAttention with lists that the graph
 computes from its length, or frozen lists where there is no rule.
@@ -12,22 +12,22 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExportFailed
-from .base import Family
-from .exportable import exportable
+from ...errors import ExportFailed
+from ..base import Family
+from ..exportable import exportable
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..conversion import Conversion
+    from ...conversion import Conversion
 
 
 def _sites(model: nn.Module, conversion: Conversion) -> list[str]:
-    from .examples import examples_of
+    from ..examples import examples_of
 
     if examples_of(model) is None:
         return []
-    from .flex_survey import survey
+    from .survey import survey
 
     found = survey(model)
     return [*(call.layer for call in found.calls), *found.others] if found.calls else []
@@ -35,9 +35,9 @@ def _sites(model: nn.Module, conversion: Conversion) -> list[str]:
 
 @contextlib.contextmanager
 def _intercept(model: nn.Module, conversion: Conversion) -> Iterator[None]:
-    from .flex_attend import attend
-    from .flex_interception import FlexArguments, intercepted
-    from .flex_survey import survey
+    from .attend import attend
+    from .interception import FlexArguments, intercepted
+    from .survey import survey
 
     meanings = survey(model).calls
     called = 0
@@ -66,9 +66,15 @@ def _intercept(model: nn.Module, conversion: Conversion) -> Iterator[None]:
 
 
 def _original(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    from .flex_interception import eager
+    from .interception import eager
 
     return eager()
+
+
+def _max_length(model: nn.Module) -> int | None:
+    from .survey import survey
+
+    return min((call.longest for call in survey(model).calls if call.longest is not None), default=None)
 
 
 FLEX_ATTENTION = Family(
@@ -78,4 +84,5 @@ FLEX_ATTENTION = Family(
     faithful=lambda model, conversion: True,
     reason="",
     original=_original,
+    max_length=_max_length,
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .sites import AttentionSite
+from .record import AttentionSite
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,15 @@ def fold_alike(names: Sequence[str], keys: Sequence[Hashable]) -> tuple[Fold, ..
             for fold in fold_names([names[index] for index in indices])
         ]
     return tuple(sorted(folds, key=lambda fold: fold.members))
+
+
+def in_words(sites: Iterable[AttentionSite]) -> str:
+    """The attention of a model, equal sites counted: ``"12 x SlidingWindowAttention (256 left, 256 right)"``."""
+    counts: dict[str, int] = {}
+    for site in sites:
+        words = f"{site.operator} ({site.pattern})"
+        counts[words] = counts.get(words, 0) + 1
+    return ", ".join(f"{count} x {words}" for words, count in counts.items())
 
 
 def name_of(site: AttentionSite) -> str:

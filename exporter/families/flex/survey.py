@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 
-from ..errors import ExportFailed
-from .examples import Examples, examples_of
-from .exportable import exportable
-from .flex_interception import FlexArguments, intercepted
-from .flex_meaning import Call, Meaning, read_meaning
-from .flex_observation import Descent, Reading, observe
+from ...errors import ExportFailed
+from ...parity.oracle import float64_arithmetic
+from ..examples import Examples, examples_of
+from ..exportable import exportable
+from .interception import FlexArguments, intercepted
+from .meaning import Call, Meaning, read_meaning
+from .observation import Descent, Reading, observe
 
 _KEPT = "_longspan_flex_survey"
 _LONGER = (37, -61, 811)
 """Tokens by which the other runs differ from the example."""
 
-_DRAWS = 3
+_DRAWS = 8
+"""Runs on other inputs, where a mask depends on them."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,21 @@ def _survey(model: Any, examples: Examples) -> FlexSurvey:
     if any(call.reads_inputs or call.bias_reads_inputs for call in first.calls):
         for seed in range(_DRAWS):
             drawn = _Recorder(model)
-            drawn.run(examples.redrawn(seed))
-            redrawn.append(drawn.calls)
+            try:
+                drawn.run(examples.redrawn(seed))
+            except ExportFailed:
+                raise
+            except Exception:
+                # Not every number need be an input of the model.
+                continue
+            if len(drawn.calls) == len(first.calls):
+                redrawn.append(drawn.calls)
+        if not redrawn:
+            raise ExportFailed(
+                f"{type(model).__name__}: a mask depends on the model's inputs, and the model runs on none of {_DRAWS} "
+                "others; allowed: whole numbers and truth values in the range of the example's; next step: an example "
+                "with a wider range"
+            )
     calls = tuple(
         read_meaning([run[index] for run in runs], [run[index] for run in redrawn], open_length)
         for index in range(len(first.calls))
@@ -113,8 +128,13 @@ class _Recorder:
     _inside: list[str] = field(default_factory=list)
 
     def run(self, inputs: dict[str, torch.Tensor]) -> None:
+        weights = (value.dtype for value in self.model.parameters() if value.is_floating_point())
+        dtype = next(weights, torch.get_default_dtype())
+        inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         with (
             torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            float64_arithmetic() if dtype == torch.float64 else contextlib.nullcontext(),
             exportable(self.model),
             self._layers(),
             intercepted(self._called),

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..plugins.block_sparse_attention.definition import BLOCK_SPARSE_ATTENTION, Attributes
-from ..plugins.errors import InvalidOperands, LibraryMissing
-from .block_sparse_sites import FIXED
-from .errors import ExporterError
+from ...plugins.block_sparse_attention.definition import BLOCK_SPARSE_ATTENTION, Attributes
+from ...plugins.errors import InvalidOperands, LibraryMissing
+from ..errors import ExporterError
+from ..manifest import InputRecord
+from ..sources.base import SEQUENCE
+from .block_sparse import FIXED
+from .kind import Unknown
 from .listed_blocks import ListedBlocks
-from .manifest import InputRecord
-from .site_kind import Unknown
-from .sites import AttentionSite, longspan_nodes
-from .sources.base import SEQUENCE
+from .record import AttentionSite, longspan_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -209,7 +209,7 @@ class SiteGraph:
 
     def _feed(self, length: int) -> dict[str, Array]:
         """One drawn text without padding."""
-        from .parity.inputs import draw_inputs
+        from ..parity.inputs import draw_inputs
 
         try:
             return draw_inputs(self._inputs, 1, length)
@@ -264,7 +264,7 @@ def _in_onnxruntime(model: ir.Model, feed: dict[str, Array], length: int) -> dic
         ) from error
     import onnx_ir as ir
 
-    from ..plugins.library import ort_library_path
+    from ...plugins.library import ort_library_path
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

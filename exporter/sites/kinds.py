@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .block_sparse_sites import BlockSparseSites
-from .site_kind import SiteKind
-from .window_sites import WindowSites
+from .block_sparse import BlockSparseSites
+from .kind import SiteKind
+from .window import WindowSites
 
 _KINDS: dict[str, SiteKind] = {"SlidingWindowAttention": WindowSites(), "BlockSparseAttention": BlockSparseSites()}
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..plugins.block_sparse_attention.definition import Attributes, ListBounds, check_lists
-from .patterns import BlockLists, Lengths, Pattern
+from ...plugins.block_sparse_attention.definition import Attributes, ListBounds, check_lists
+from ..patterns import BlockLists, Lengths, Pattern
 
 Counts = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
@@ -143,23 +143,28 @@ class ListedBlocks:
 
         Cells beyond the text are 0.
         """
-        across = np.minimum(np.arange(self.seq_k) // unit, cells - 1)
+        tall, wide = self.attributes.q_block_size, self.attributes.kv_block_size
+        rows, blocks, masks = self._listings(head)
+        inside = (rows * tall < unit * cells) & (blocks * wide < unit * cells)
+        seen = np.zeros(cells * cells)
+        # A block that is listed twice is seen once, so its listings are taken together, a row of blocks at a time.
+        for row in np.unique(rows[inside]).tolist():
+            mine = inside & (rows == row)
+            named, place = np.unique(blocks[mine], return_inverse=True)
+            tiles = np.zeros((len(named), tall, wide), np.bool_)
+            np.logical_or.at(tiles, place, self._tiles(head, rows[mine], blocks[mine], masks[mine]))
+            down = (row * tall + np.arange(tall)) // unit
+            starts = np.flatnonzero(np.diff(down, prepend=-1))
+            sums = np.add.reduceat(tiles, starts, axis=1, dtype=np.int64)
+            across = (named[:, None] * wide + np.arange(wide)) // unit
+            cell = down[starts][None, :, None] * cells + across[:, None, :]
+            shown = (down[starts] < cells)[None, :, None] & (across < cells)[:, None, :]
+            seen += np.bincount(cell[shown], weights=sums[shown], minlength=cells * cells)
+        counted = seen.reshape(cells, cells)
         shown_k = np.bincount(np.arange(self.seq_k) // unit, minlength=cells)[:cells]
         shown_q = np.bincount(np.arange(self.seq_q) // unit, minlength=cells)[:cells]
-        inside = np.flatnonzero(np.arange(self.seq_k) < unit * cells)
-        seen = np.zeros((cells, cells))
-        tall = self.attributes.q_block_size
-        for row in range(self.attributes.q_blocks(self.seq_q)):
-            counted = self.multiplicity(head, row)[:, inside] > 0
-            starts = np.flatnonzero(np.diff(across[inside], prepend=-1))
-            if not len(starts):
-                break
-            sums = np.add.reduceat(counted, starts, axis=1, dtype=np.int64)
-            down = (row * tall + np.arange(len(counted))) // unit
-            shown = down < cells
-            np.add.at(seen, down[shown], np.pad(sums[shown], ((0, 0), (0, cells - len(starts)))))
         size = shown_q[:, None] * shown_k[None, :]
-        share: npt.NDArray[np.float64] = np.divide(seen, size, out=np.zeros_like(seen), where=size > 0)
+        share: npt.NDArray[np.float64] = np.divide(counted, size, out=np.zeros_like(counted), where=size > 0)
         return share
 
     def differs_from(self, pattern: Pattern) -> str:

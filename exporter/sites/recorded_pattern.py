@@ -6,10 +6,10 @@ import functools
 
 import numpy as np
 
-from .errors import InvalidRequest
-from .masks import Scale
-from .patterns import Pattern, from_json, shares
-from .site_kind import PARTLY, SEEN, UNSEEN, Cells, Unknown
+from ..errors import InvalidRequest
+from ..masks import Scale
+from ..patterns import Pattern, from_json, shares
+from .kind import PARTLY, SEEN, UNSEEN, Cells, Unknown
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..patterns import (
+from ...patterns import (
     All,
     Blocked,
     Causal,
@@ -38,7 +38,7 @@ from ..patterns import (
     Tokens,
     Window,
 )
-from ..patterns.tabulated import Tabulated, table_size
+from ...patterns.tabulated import Tabulated, table_size
 
 MaskMod = Callable[..., Any]
 Seen = npt.NDArray[np.bool_]

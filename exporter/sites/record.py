@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..plugins.definition import DOMAIN, Operator
-from ..plugins.registry import operator
-from .block_sparse_sites import COMPUTED, FIXED, GIVEN, LISTS
-from .site_kind import SiteKind, SweepLengths
-from .site_kinds import kind_of
+from ...plugins.definition import DOMAIN, Operator
+from ...plugins.registry import operator
+from .block_sparse import COMPUTED, FIXED, GIVEN, LISTS
+from .kind import SiteKind, SweepLengths
+from .kinds import kind_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .patterns import Pattern
+    from ..patterns import Pattern
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _EXPORTER_LEVELS = ("", "model")
@@ -77,7 +77,7 @@ class AttentionSite:
     @property
     def recorded(self) -> Pattern | None:
         """The pattern that the site was made from; None where none is recorded that this version can read."""
-        from .recorded_patterns import read
+        from .recorded_pattern import read
 
         return read(self.pattern_json)
 
@@ -135,7 +135,7 @@ def find_sites(model: ir.Model, recognised_by: str) -> tuple[AttentionSite, ...]
 
 
 def _site(node: ir.Node, recognised_by: str) -> AttentionSite:
-    from ..plugins.torch_support import PATTERN
+    from ...plugins.torch_support import PATTERN
 
     definition = operator(node.op_type)
     present = zip(definition.inputs, node.inputs, strict=False)

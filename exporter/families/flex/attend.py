@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
+from torch.nn.attention import flex_attention as flex
 
-from ...plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
-from ...plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
-from ..errors import ExportFailed
-from ..patterns import Pattern, Tokens, block_of, lower_pattern, to_json
-from ..patterns.block_table import block_table
-from ..patterns.block_table_torch import traced_lists
-from .flex_interception import FlexArguments
-from .flex_lists import FrozenLists
-from .flex_meaning import Meaning, combined
+from ....plugins.block_sparse_attention.torch_op import block_sparse_attention, block_sparse_attention_lse
+from ....plugins.sliding_window_attention.torch_op import sliding_window_attention, sliding_window_attention_lse
+from ...errors import ExportFailed, InvalidRequest
+from ...pattern_attention import choose_block_size
+from ...patterns import BlockLists, Lengths, Pattern, Tokens, block_table, lower_pattern, to_json
+from ...patterns.block_table import block_kinds
+from ...patterns.block_table_torch import constant_lists, traced_lists
+from .documents import document_lists, tensors_of
+from .interception import FlexArguments
+from .lists import FrozenLists
+from .mask_mods import MaskMod
+from .meaning import Meaning, combined
 from .score_mods import bias_at
 
 _FARTHEST_BIAS = 1 << 14
@@ -49,22 +53,18 @@ def attend(meaning: Meaning, call: FlexArguments) -> Any:
         common["attn_mask"] = _padding(meaning, call)
     # The 3-D layout cancels the transposes that the model made around its attention.
     flat = tuple(tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value))
+    operands: tuple[torch.Tensor, ...] = flat
+    operators: tuple[Callable[..., Any], Callable[..., Any]] = sliding_window_attention, sliding_window_attention_lse
     if meaning.pattern is not None and _is_band(meaning.pattern, meaning):
         common |= _band(meaning.pattern, meaning, call)
-        both, one = sliding_window_attention_lse, sliding_window_attention
-        lists: dict[str, Any] = {}
     else:
         lists = _lists(meaning, call)
+        operands = (*flat, *(lists.pop(name) for name in BlockLists.ARRAYS[:4]))
+        operators = block_sparse_attention, block_sparse_attention_lse
+        common |= lists
         if meaning.score.bias:
             common["distance_bias"] = _distance_bias(meaning, call)
-        both, one = block_sparse_attention_lse, block_sparse_attention
-    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
-    operands = (*flat, *(lists.pop(name) for name in names if lists))
-    lse = None
-    if call.wants_lse:
-        output, lse = both(*operands, **lists, **common)
-    else:
-        output = one(*operands, **lists, **common)
+    output, lse = operators[1](*operands, **common) if call.wants_lse else (operators[0](*operands, **common), None)
     return call.result(output.unflatten(2, (heads, value.shape[3])).transpose(1, 2), lse)
 
 
@@ -83,6 +83,7 @@ def _band(pattern: Pattern, meaning: Meaning, call: FlexArguments) -> dict[str, 
     query, key = call.query, call.key
     lowering = lower_pattern(pattern, heads=query.shape[1])
     arguments = {**lowering.attributes, "is_causal": bool(lowering.attributes["is_causal"])}
+    arguments["pattern"] = to_json(pattern)
     if meaning.score.bias:
         left, right = arguments["left_window_size"], arguments["right_window_size"]
         step = arguments["dilation"][0]
@@ -126,7 +127,7 @@ def _padding(meaning: Meaning, call: FlexArguments) -> torch.Tensor:
     """Bool (B, S_k), the keys that see themselves."""
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
-    mask = combined(call.block_mask.mask_mod if call.block_mask else _all, call.score_mod, meaning.score)
+    mask = _mask(meaning, call)
     batch, length, device = call.query.shape[0], call.key.shape[2], call.query.device
     over_tokens = torch.vmap(mask, in_dims=(None, None, 0, 0))
     over_batch = torch.vmap(over_tokens, in_dims=(0, None, None, None))
@@ -137,8 +138,9 @@ def _padding(meaning: Meaning, call: FlexArguments) -> torch.Tensor:
     return seen
 
 
-def _all(b: Any, h: Any, q: Any, k: Any) -> Any:
-    return q == q
+def _mask(meaning: Meaning, call: FlexArguments) -> MaskMod:
+    mask_mod = flex.noop_mask if call.block_mask is None else call.block_mask.mask_mod
+    return combined(mask_mod, call.score_mod, meaning.score)
 
 
 def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
@@ -146,18 +148,34 @@ def _lists(meaning: Meaning, call: FlexArguments) -> dict[str, Any]:
     device, heads = call.query.device, call.query.shape[1]
     queries, keys = call.query.shape[2], call.key.shape[2]
     if meaning.pattern is not None:
-        size = meaning.block_size or block_of(meaning.pattern)
-        table = block_table(meaning.pattern, size)
+        size = _block_size(meaning.pattern, meaning.block_size)
         sizes = {"q_block_size": size, "kv_block_size": size, "pattern": to_json(meaning.pattern)}
-        return {**traced_lists(table, queries, keys, heads, device), **sizes}
+        if isinstance(queries, int) and isinstance(keys, int):
+            return {**constant_lists(meaning.pattern, Lengths(queries, keys), size, heads, device), **sizes}
+        return {**traced_lists(block_table(meaning.pattern, size), queries, keys, heads, device), **sizes}
+    if meaning.documents:
+        mask = _mask(meaning, call)
+        numbers = tensors_of(mask)[meaning.documents]
+        return document_lists(mask, numbers, call.query.shape[0], meaning.causal, meaning.block_size)
     frozen = meaning.frozen
     assert frozen is not None
     tall, wide = frozen.block_size
-    arrays = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in frozen.arrays.items()}
+    arrays = {name: torch.from_numpy(array.copy()).to(device) for name, array in frozen.arrays.items()}
     _refuse_other_sizes(meaning.layer, frozen, call)
     if frozen.cut:
         arrays = _cut(arrays, (queries + tall - 1) // tall, (keys + wide - 1) // wide)
     return {**arrays, "q_block_size": tall, "kv_block_size": wide, "pattern": frozen.pattern}
+
+
+def _block_size(pattern: Pattern, wanted: int | None) -> int:
+    """The size that the model's mask has; another where blocks of that size would be of too many kinds."""
+    try:
+        if wanted is not None:
+            block_kinds(pattern, wanted)
+            return wanted
+    except InvalidRequest:
+        pass
+    return choose_block_size(pattern)
 
 
 def _cut(arrays: dict[str, torch.Tensor], rows: Any, columns: Any) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ExportFailed
+from ...errors import ExportFailed
 from .mask_mods import Integers, MaskMod, MaskValues, Seen
 
 ScoreMod = Callable[..., Any]
@@ -33,6 +33,12 @@ _BATCH = 3
 _POSITIONS = 96
 _ROUNDING = 1e-5
 """Largest relative difference that counts as rounding: a bias may be computed in float32."""
+
+_FLOAT32 = 5e-7
+"""What a few roundings to float32 make of a score with its bias, relative to both."""
+
+_LARGEST_BIAS = 1e4
+"""What counts as a bias; -1e9 is meant to hide, and must not pass for the rounding of anything."""
 
 _ALLOWED = (
     "allowed: factors of the score, c·tanh(score / c), then a bias by head and by the distance k - q (ALiBi, tables of "
@@ -202,7 +208,8 @@ def _of_score(score_mod: ScoreMod, asked: _Asked, layer: str) -> tuple[float, fl
     # Where the bias is smallest, it takes least of the score away in rounding.
     where = np.unravel_index(int(np.where(asked.left, np.abs(asked.values[_ZERO]), np.inf).argmin()), asked.left.shape)
     wanted = change[(slice(None), *where)]
-    allowed = _ROUNDING * (np.abs(wanted) + np.abs(wanted).max() * 1e-7)[:, None, None, None, None]
+    size = np.minimum(np.abs(asked.values) + np.abs(asked.bias).max(), _LARGEST_BIAS)
+    allowed = _ROUNDING * (np.abs(wanted) + np.abs(wanted).max() * 1e-7)[:, None, None, None, None] + _FLOAT32 * size
     if ((np.abs(change - wanted[:, None, None, None, None]) > allowed) & asked.left).any():
         axes = ("the batch index", "the head", "q_idx", "kv_idx")
         on = [
@@ -226,7 +233,7 @@ def _of_score(score_mod: ScoreMod, asked: _Asked, layer: str) -> tuple[float, fl
     else:
         factor, softcap = _bent(swing, top)
         expected = softcap * np.tanh(_SCORES * factor / softcap)
-    if not np.isfinite(expected).all() or (np.abs(wanted - expected) > allowed[:, 0, 0, 0, 0]).any():
+    if not np.isfinite(expected).all() or (np.abs(wanted - expected) > allowed[(slice(None), *where)]).any():
         raise _refused(layer, "is neither a multiple of the score nor c·tanh(score / c) of it, plus a bias")
     return factor, softcap
 
