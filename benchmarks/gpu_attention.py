@@ -49,6 +49,8 @@ WRONG, USAGE, INCOMPLETE, NO_DEVICE = 1, 2, 3, 4
 OURS = "longspan"
 UNIT_ROUNDOFF = 2.0**-8  # of bfloat16 when it is cut instead of rounded
 
+CAPABILITY = (8, 0)
+
 # On an H100; other devices get figures and no verdict.
 ANCHOR_DEVICE = "H100"
 MUST_RATIO = {
@@ -827,7 +829,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--run", default=",".join(STAGES), metavar="STAGE,…", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--match", default="", help="just the features whose name holds this text")
     parser.add_argument("--budget", type=float, default=450, help="seconds for everything (default 450)")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes of the features")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 12), help="processes of the features")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu_attention_DEVICE.json")
     parser.add_argument("--strict", action="store_true", help="exit 1 when an anchor is missed")
     parser.add_argument("--dry-run", action="store_true", help="no GPU: tiny shapes, interpreted, nothing timed")
@@ -847,6 +849,10 @@ def no_device(torch: Any) -> str:
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__}" + ("" if torch.version.cuda else ", which is built without CUDA")
         return f"no CUDA device ({built}): nothing was run, nothing was measured; --dry-run needs none"
+    capability = torch.cuda.get_device_capability()
+    if capability < CAPABILITY:
+        wanted, got = (".".join(map(str, version)) for version in (CAPABILITY, capability))
+        return f"{torch.cuda.get_device_name()} has compute capability {got}: the kernels need {wanted} or more"
     return ""
 
 

@@ -30,6 +30,8 @@ def missing() -> str:
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else ", which is built without CUDA"
         return f"no CUDA device (torch {torch.__version__}{built})"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0, which the kernels need"
     return ""
 
 
