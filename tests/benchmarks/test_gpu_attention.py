@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -206,3 +207,153 @@ def test_anchors_are_judged_on_their_device_alone(program: ModuleType) -> None:
         bench.judge("a/time", False)
         bench.judge("b/time", True)
         assert bench.missed == missed
+
+
+def test_a_device_that_is_too_old_is_no_device(program: ModuleType) -> None:
+    cuda = SimpleNamespace(
+        is_available=lambda: True, get_device_capability=lambda: (7, 5), get_device_name=lambda: "NVIDIA T4"
+    )
+    assert program.no_device(SimpleNamespace(cuda=cuda)) == (
+        "NVIDIA T4 has compute capability 7.5: the kernels need 8.0 or more"
+    )
+
+
+def test_a_process_that_crashes_is_a_fault_and_its_cases_are_not_run(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["first", "second", "third"]
+    monkeypatch.setattr(program, "_chosen_runs", lambda *_: [SimpleNamespace(name=name) for name in names])
+    child = (
+        "import json, os; print(json.dumps({'run': 'first', 'message': 'Y is off'}), flush=True); "
+        "print(json.dumps({'run': 'second', 'message': ''}), flush=True); os.abort()"
+    )
+    started = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _command, **files: started([sys.executable, "-c", child], **files))
+    bench = program.Bench(torch, "cpu", None, program.time.monotonic() + 60, False)
+    found = program.run_features(bench, 1, 1.0)
+    assert found["wrong"] == ["first: Y is off"] and found["not_run"] == ["third"]
+    assert len(found["faults"]) == 1 and "ended with -6" in found["faults"][0]
+    assert "1 of 3 agree with the reference, 1 do not, 1 were not run" in capsys.readouterr().out
+
+
+def test_a_case_whose_kernel_fails_is_wrong(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(program, "longspan_kernel", broken)
+    monkeypatch.setattr(program, "PEERS", {"SDPA": program.dense_attention})
+    bench = program.Bench(torch, "cpu", torch.float32, program.time.monotonic() + 60, True)
+    found = program.run_case("a", bench, None)
+    assert bench.wrong == ["case a: RuntimeError: an illegal memory access was encountered"]
+    assert set(found["errors"]) == {"SDPA"}
+
+
+class Device(Clock):
+    """A stand-in for a whole device: graphs replay what was captured, unless it escaped."""
+
+    def __init__(self, name: str = "NVIDIA H100 80GB HBM3") -> None:
+        super().__init__()
+        self.name, self.escapes = name, False
+
+    def __getattr__(self, _name: str) -> Any:  # streams and their contexts
+        return lambda *_: SimpleNamespace(wait_stream=lambda _other: None)
+
+    def get_device_name(self) -> str:
+        return self.name
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return 1 << 16, 1 << 16
+
+    def stream(self, _stream: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.spend("replay", 40))
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any) -> Any:
+        made: list[Any] = []
+        self.written = made.append
+        yield
+        for tensor, values in made if not self.escapes else []:
+            graph.replay = lambda tensor=tensor, values=values: (tensor.copy_(values), self.spend("replay", 40))
+
+    def run(self, values: Any) -> Any:
+        """What a kernel does: writes values to a tensor, which the graph that is being captured remembers."""
+        tensor = values.clone()
+        self.written((tensor, values))
+        return tensor
+
+    def written(self, _pair: Any) -> None:
+        """Nothing is captured."""
+
+
+class Torch:
+    """torch with that device."""
+
+    def __init__(self, device: Device) -> None:
+        self.cuda = device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def test_a_graph_that_computes_is_replayed(program: ModuleType) -> None:
+    device = Device()
+    found = program.captured(Torch(device), lambda: device.run(torch.arange(5.0)))
+    assert found.launched == "graph"
+    before = device.now
+    found.run()
+    assert device.now - before == pytest.approx(0.04)
+
+
+def test_a_graph_that_the_run_escaped_is_not_timed(program: ModuleType) -> None:
+    device = Device()
+    device.escapes = True
+    found = program.captured(Torch(device), lambda: device.run(torch.arange(5.0)))
+    assert found.launched == "from the host, as its graph computes something else"
+
+
+def test_a_run_that_no_graph_can_hold_is_launched_from_the_host(program: ModuleType) -> None:
+    device = Device()
+
+    @contextlib.contextmanager
+    def refuse(_graph: Any) -> Any:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    device.__dict__["graph"] = refuse
+    found = program.captured(Torch(device), lambda: torch.arange(5.0))
+    assert found.launched.startswith("from the host, as no graph can hold it (operation not permitted")
+
+
+def test_cases_and_invariants_are_reported_with_ratios_floor_and_verdicts(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that follows a measurement, on a device whose every replay takes 40 microseconds."""
+    device = Device()
+
+    def contestant(site: Any, operands: Any, *_: Any, **__: Any) -> Any:
+        values = program.dense_attention(site, operands, bench)()
+        return lambda: device.run(values)
+
+    monkeypatch.setattr(program, "longspan_kernel", contestant)
+    monkeypatch.setattr(program, "PEERS", {"FlexAttention": contestant, "FlashAttention-2": contestant})
+    tiny = {name: program.replace(site, must=(30, 20)) for name, site in program.TINY.items()}
+    monkeypatch.setattr(program, "SITES", tiny)
+    monkeypatch.setattr(program, "measure_machine", lambda _: program.Machine(1e9, 1e9, 5.0))
+    monkeypatch.setattr(program, "group_sites", lambda group, _dry, whole=program.group_sites: whole(group, True))
+    bench = program.Bench(Torch(device), "cpu", torch.float32, program.time.monotonic() + 60, False)
+    bench.__dict__["flush"] = SimpleNamespace(zero_=lambda: device.spend("flush", 170))
+    results = program.run_all(SimpleNamespace(run=[*tiny, *program.GROUPS], jobs=1), bench)
+    assert bench.wrong == bench.not_run == []
+    for name in tiny:
+        assert results[name]["ratios"] == {"FlexAttention": pytest.approx(1), "FlashAttention-2": pytest.approx(1)}
+        assert results[name]["launched"]["longspan"] == "graph"
+        assert results[name]["floor_share"] == pytest.approx(results[name]["floor_us"] / 40)
+        assert {f"{name}/time", f"{name}/FlashAttention-2"} <= set(bench.missed)  # 40 > 30 us; 1.0 < 1.2
+        assert f"{name}/FlexAttention" not in bench.missed
+    assert results["machine"]["launch_us"] == 5.0
+    assert results["scaling"]["ratios"]["slope"] == pytest.approx(0, abs=1e-9)
+    assert json.dumps(results, allow_nan=False)
+    assert "anchor on an H100: must 30 us" in capsys.readouterr().out
