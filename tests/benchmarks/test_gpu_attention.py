@@ -254,6 +254,7 @@ class Device(Clock):
     def __init__(self, name: str = "NVIDIA H100 80GB HBM3") -> None:
         super().__init__()
         self.name, self.escapes = name, False
+        self.made: list[tuple[Any, Any]] = []
 
     def __getattr__(self, _name: str) -> Any:  # streams and their contexts
         return lambda *_: SimpleNamespace(wait_stream=lambda _other: None)
@@ -272,20 +273,22 @@ class Device(Clock):
 
     @contextlib.contextmanager
     def graph(self, graph: Any) -> Any:
-        made: list[Any] = []
-        self.written = made.append
+        self.made = []
         yield
-        for tensor, values in made if not self.escapes else []:
-            graph.replay = lambda tensor=tensor, values=values: (tensor.copy_(values), self.spend("replay", 40))
+        made = [] if self.escapes else self.made
+
+        def replay() -> None:
+            for tensor, values in made:
+                tensor.copy_(values)
+            self.spend("replay", 40)
+
+        graph.replay = replay
 
     def run(self, values: Any) -> Any:
         """What a kernel does: writes values to a tensor, which the graph that is being captured remembers."""
         tensor = values.clone()
-        self.written((tensor, values))
+        self.made.append((tensor, values))
         return tensor
-
-    def written(self, _pair: Any) -> None:
-        """Nothing is captured."""
 
 
 class Torch:
