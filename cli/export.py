@@ -49,9 +49,11 @@ def command(model: str, out: Path, gpu_arch: str | None, ptx: bool, force: bool,
     lines = [*pattern_lines(manifest.sites), *lowering_lines(manifest.sites)]
     for line in [*lines, *standard_lines(manifest.standard_sites)]:
         terminal.print(line, soft_wrap=True, markup=False)
+    count = len(manifest.sites)
+    replaced = "1 site" if count == 1 else f"{count} sites"
     limit = f"up to {manifest.max_length:,} tokens" if manifest.max_length else "any length"
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 2**20
-    terminal.print(f"{bundle.path}: {len(manifest.sites)} sites replaced, {limit}, {size:,.1f} MiB")
+    terminal.print(f"{bundle.path}: {replaced} replaced, {limit}, {size:,.1f} MiB")
     if manifest.gpu is not None:
         kernels, size = manifest.gpu, manifest.gpu.bytes / 2**20
         terminal.print(f"{kernels.kernels} GPU kernels in the model for {', '.join(kernels.targets)}: {size:,.2f} MiB")

@@ -31,6 +31,7 @@ _COLUMNS = {
     "operator": False,
     "pattern": False,
     "window": True,
+    "blocks": True,
     "heads": True,
     "density": True,
     "saved": True,
@@ -51,6 +52,7 @@ class Row:
     operator: str = ""
     pattern: str = ""
     window: str = ""
+    blocks: str = ""
     heads: str = ""
     density: str = ""
     saved: str = ""
@@ -74,15 +76,16 @@ def row_of(site: AttentionSite) -> Row:
 
     words, sizes = site.short_pattern
     pattern = [words, *(name for key, name in _FEATURES.items() if key in site.inputs)]
-    return Row(
+    row = Row(
         layer=name_of(site),
         operator=site.operator,
         pattern=", ".join(pattern),
-        window=sizes,
         heads=site.heads.replace(" ", ""),
         recognised_by=site.recognised_by,
         replaced="yes",
     )
+    # An empty column is left out, so a model of one operator has one of the two.
+    return dataclasses.replace(row, window=sizes) if site.kind.is_window else dataclasses.replace(row, blocks=sizes)
 
 
 def row_with_cost(report: SiteReport) -> Row:
@@ -163,13 +166,15 @@ def _table(cells: Sequence[dict[str, str]], titles: Sequence[str], width: int) -
 
 def lowering_lines(sites: Sequence[AttentionSite]) -> list[str]:
     """The lowering ladder, once for each group of sites that share it: what was chosen, what was refused and why."""
-    groups: dict[tuple[object, ...], int] = {}
-    for site in sites:
-        groups[site.ladder] = groups.get(site.ladder, 0) + 1
+    from ..exporter.sites.groups import fold_alike, name_of
+
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for found in fold_alike([name_of(site) for site in sites], [site.ladder for site in sites]):
+        groups.setdefault(sites[found.members[0]].ladder, []).append(found.label + _times(found))
     lines = []
-    for ladder, count in groups.items():
+    for ladder, labels in groups.items():
         if len(groups) > 1:
-            lines.append(f"{count} site{'s' if count > 1 else ''}:")
+            lines.append(f"{', '.join(labels)}:")
         lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]  # type: ignore[attr-defined]
     return lines
 

@@ -78,6 +78,7 @@ def attention(
     """
     _check(q, k, v, pattern, padding, block_size)
     call = _Call(q, k, v, padding, scale, softcap, sinks, distance_bias)
+    call.check_shapes()
     if call.needs_gradient:
         return call.dense(pattern)
     heads = q.shape[1]
@@ -148,7 +149,7 @@ def _check(
                 "next step: x.view(batch, sequence, heads, -1).transpose(1, 2)"
             )
     heads, key_heads = q.shape[1], k.shape[1]
-    if heads % key_heads:
+    if not key_heads or heads % key_heads:
         raise InvalidRequest(f"attention: q has {heads} heads and k {key_heads}; allowed: a multiple of those of k")
     if heads % pattern.heads:
         raise InvalidRequest(
@@ -158,8 +159,8 @@ def _check(
         raise InvalidRequest(
             f"attention: padding is {padding.dtype}; allowed: bool (batch, keys), True = attend; next step: mask != 0"
         )
-    if block_size is not None and block_size < 1:
-        raise InvalidRequest(f"attention: block_size = {block_size}; allowed: 1 or more")
+    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+        raise InvalidRequest(f"attention: block_size = {block_size}; allowed: a whole number of 1 or more")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,35 @@ class _Call:
     def lengths(self) -> tuple[int, int]:
         """Queries and keys; may be symbolic."""
         return self.q.shape[2], self.k.shape[2]
+
+    def check_shapes(self) -> None:
+        """Check what torch would broadcast or index elsewhere: the dense path and bands do not ask an operator.
+
+        Lengths that a trace leaves open are not compared, since that would fix them.
+
+        Raises:
+            InvalidRequest: a tensor does not fit q.
+        """
+        (batch, heads, queries, size), keys = self.q.shape, self.k.shape[2]
+        expected: list[tuple[str, torch.Tensor | None, tuple[Any, ...]]] = [
+            ("k", self.k, (batch, self.k.shape[1], keys, size)),
+            ("v", self.v, (batch, self.k.shape[1], keys, self.v.shape[3])),
+            ("padding", self.padding, (batch, keys)),
+            ("sinks", self.sinks, (heads,)),
+        ]
+        if self.distance_bias is not None:
+            rows = 1 if self.distance_bias.shape[0] == 1 else heads
+            expected.append(("distance_bias", self.distance_bias, (rows, queries + keys - 1)))
+        for name, tensor, allowed in expected:
+            if tensor is None:
+                continue
+            pairs = zip(tensor.shape, allowed, strict=False)
+            unlike = (got != want for got, want in pairs if isinstance(got, int) and isinstance(want, int))
+            if tensor.dim() != len(allowed) or any(unlike):
+                raise InvalidRequest(
+                    f"attention: {name} has shape {tuple(tensor.shape)}; allowed: {tuple(allowed)} beside q of "
+                    f"{tuple(self.q.shape)}"
+                )
 
     @property
     def needs_gradient(self) -> bool:

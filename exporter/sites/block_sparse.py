@@ -52,6 +52,11 @@ class BlockSparseSites(SiteKind):
         words = ["causal"] if site.attributes.get("is_causal", 0) else []
         return " ".join([*words, "block sparse"]), "x".join(map(str, _blocks(site)))
 
+    @property
+    def is_window(self) -> bool:
+        """Its sizes are queries and keys in a block."""
+        return False
+
     def reach(self, site: AttentionSite) -> int:
         """No bound is known: lists may name any block."""
         return -1
@@ -91,7 +96,8 @@ class BlockSparseSites(SiteKind):
 
     def contrib_refusal(self, site: AttentionSite) -> str:
         """What SparseAttention and GroupQueryAttention lack; a cache and a causal layout are what they are made for."""
-        if not site.attributes.get("is_causal", 0):
+        # Masks inside blocks may be causal ones, of a pattern that is causal without the attribute.
+        if not site.attributes.get("is_causal", 0) and "block_masks" not in site.inputs:
             return "SparseAttention and GroupQueryAttention are causal only"
         lacking = [
             words

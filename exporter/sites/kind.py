@@ -72,6 +72,11 @@ class SiteKind(abc.ABC):
     def short(self, site: AttentionSite) -> tuple[str, str]:
         """The pattern in one or two words, and its sizes, for the columns of a table."""
 
+    @property
+    @abc.abstractmethod
+    def is_window(self) -> bool:
+        """Whether the sizes of `short` are those of a window; else they are those of a block."""
+
     @abc.abstractmethod
     def reach(self, site: AttentionSite) -> int:
         """Largest distance in tokens between a query and a key that it sees, global tokens apart; -1 for no bound."""

@@ -36,11 +36,18 @@ class WindowSites(SiteKind):
         """E.g. ``("dilated window", "4095+0 ×1/2")``."""
         left, right = _sides(site)
         dilation = _dilation(site)
-        words = ["causal"] if site.attributes.get("is_causal", 0) else []
+        words = ["causal"] if site.attributes.get("is_causal", 0) or _whole_past(site) else []
         words += ["dilated"] if max(dilation) > 1 else []
-        words += ["window"] if max(left, right) >= 0 else [] if words else ["full"]
+        if max(left, right) >= 0 and (max(dilation) > 1 or not _whole_past(site)):
+            words.append("window")
+        words = words or ["full"]
         step = f" ×{'/'.join(map(str, dilation))}" if max(dilation) > 1 else ""
         return " ".join(words), "+".join("all" if size < 0 else str(size) for size in (left, right)) + step
+
+    @property
+    def is_window(self) -> bool:
+        """Its sizes are keys before and after the query."""
+        return True
 
     def reach(self, site: AttentionSite) -> int:
         """The longer side; -1 when one is unbounded."""
@@ -72,12 +79,18 @@ class WindowSites(SiteKind):
             return f"ONNX Attention has no {more}"
         if max(_dilation(site)) > 1:
             return "ONNX Attention has no dilation"
+        if max(_sides(site)) < 0 or _whole_past(site):
+            return "ONNX Runtime 1.31 stores S x S scores for Attention, whatever it masks"
         return "Attention-25's windows are rejected by ONNX Runtime 1.31; Attention-24 needs an S x S mask instead"
 
     def contrib_refusal(self, site: AttentionSite) -> str:
         """What GroupQueryAttention and LongformerAttention lack."""
-        if not site.attributes.get("is_causal", 0):
+        if not site.attributes.get("is_causal", 0) and not _whole_past(site):
             return "GroupQueryAttention is causal only; LongformerAttention runs on CUDA only, with its weights inside"
+        if max(_dilation(site)) > 1:
+            return "GroupQueryAttention has no dilation"
+        if _whole_past(site):
+            return "GroupQueryAttention takes lengths of texts instead of a mask, so padding at their end only"
         return "GroupQueryAttention's CPU kernel scores the keys left of the window as well"
 
     @property
@@ -131,6 +144,12 @@ class WindowSites(SiteKind):
 
 def _sides(site: AttentionSite) -> tuple[int, int]:
     return site.attributes.get("left_window_size", -1), site.attributes.get("right_window_size", -1)
+
+
+def _whole_past(site: AttentionSite) -> bool:
+    """Whether it is plain causal attention."""
+    left, right = _sides(site)
+    return left < 0 and (right == 0 or bool(site.attributes.get("is_causal", 0)))
 
 
 def _dilation(site: AttentionSite) -> list[int]:

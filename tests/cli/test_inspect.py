@@ -134,6 +134,36 @@ def test_a_narrow_terminal_reads_above_the_table_what_all_sites_share() -> None:
     assert len(wide) == 3
 
 
+def test_sizes_of_blocks_and_of_windows_are_columns_of_their_own() -> None:
+    lists = AttentionSite(
+        "node", "other", "BlockSparseAttention", ("Q", "K", "V"), {"q_block_size": 64}, "family bigbird"
+    )
+    headings, window, blocks = lines_of(160, site(0, 1023, is_causal=1), lists)
+    assert window[headings.index("window") :].split()[0] == "1023+0"
+    assert blocks[headings.index("blocks") :].split()[0] == "64x128"
+    assert "blocks" not in lines_of(160, site(0, 1023))[0] and "window" not in lines_of(160, lists)[0]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words", "standard", "contrib"),
+    [
+        ({"left": 7, "is_causal": 1}, "causal window", "windows are rejected", "left of the window"),
+        ({"left": 7}, "window", "windows are rejected", "causal only"),
+        ({"left": -1, "is_causal": 1}, "causal", "S x S scores", "padding at their end"),
+        ({"left": -1}, "causal", "S x S scores", "padding at their end"),
+        ({"left": -1, "right_window_size": -1}, "full", "S x S scores", "causal only"),
+        ({"left": -1, "is_causal": 1, "dilation": [4]}, "causal dilated window", "no dilation", "no dilation"),
+    ],
+)
+def test_windows_are_refused_for_reasons_that_hold_for_them(
+    attributes: dict[str, Any], words: str, standard: str, contrib: str
+) -> None:
+    sides = {"left_window_size": attributes.pop("left"), "right_window_size": 0}
+    one = AttentionSite("node", "a", "SlidingWindowAttention", ("Q", "K", "V"), sides | attributes, "family x")
+    assert one.short_pattern[0] == words
+    assert standard in one.kind.standard_refusal(one) and contrib in one.kind.contrib_refusal(one)
+
+
 def test_a_narrower_one_reads_the_module_above_as_well() -> None:
     sites = [site(0, 1023), site(1, 4095, dilation=[1, 2])]
     lines = lines_of(60, *sites)

@@ -319,3 +319,18 @@ def test_a_block_size_of_ones_own() -> None:
 def test_errors(call: Callable[..., torch.Tensor], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         call(*operands(6))
+
+
+@pytest.mark.parametrize("pattern", [Window(3, 2), Window(3, 0) | Strided(4) & Causal()])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("k", (1, 2, 9, 8)), ("v", (2, 2, 8, 8)), ("padding", (1, 9)), ("sinks", (1,)), ("distance_bias", (2, 40))],
+)
+def test_shapes_that_torch_would_broadcast_or_index_elsewhere_are_refused(
+    pattern: Pattern, gradient: bool, name: str, shape: tuple[int, ...]
+) -> None:
+    tensors = {which: torch.zeros(2, 2, 9, 8, requires_grad=gradient) for which in ("q", "k", "v")}
+    tensors[name] = torch.zeros(shape, dtype=torch.bool if name == "padding" else torch.float32)
+    with pytest.raises(InvalidRequest, match=f"{name} has shape"):
+        attention(**tensors, pattern=pattern)

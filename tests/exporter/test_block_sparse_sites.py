@@ -117,6 +117,7 @@ def test_a_pattern_of_many_thresholds_is_met_at_some() -> None:
         ((), {}, "S x S mask only", "causal only"),
         (("sinks",), {"is_causal": 1}, "no sinks", "SparseAttention has no sinks"),
         (("block_mask_ids", "block_masks"), {"is_causal": 1}, "S x S mask only", "no masks inside blocks"),
+        (("block_mask_ids", "block_masks"), {}, "S x S mask only", "no masks inside blocks"),
         (
             (),
             {"is_causal": 1, "softcap": 2.0, "exclude_self": 1},
