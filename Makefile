@@ -5,14 +5,17 @@ PYTHON := $(VENV)/bin/python
 EXTRAS := cpu,hf,report,dev,demo
 NATIVE_SOURCES := $(shell find plugins -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
 
+# PyTorch's caching allocator would hide the ends of tensors.
+SANITIZED := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --target-processes all
+
 # mypy resolves `longspan.*` by folders; the import package is mapped from three folders when it is installed.
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types sanitize bench clean
+.PHONY: help setup demo test lint types sanitize bench gpu gpu-sanitize compute-sanitizer clean
 
 help: ## Print this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/.ready ## Make .venv with everything for development
 
@@ -49,6 +52,19 @@ sanitize: setup ## Run the kernels on random problems under the address and unde
 
 bench: setup ## Time the CPU kernels against their peers
 	$(PYTHON) benchmarks/cpu_attention.py
+
+gpu: setup ## Where there is a GPU: run its tests, then time its kernels
+	$(PYTHON) -m pytest tests/gpu --require-gpu
+	$(PYTHON) benchmarks/gpu_attention.py
+
+compute-sanitizer:
+	@command -v $@ > /dev/null || \
+	  { echo "$@ is not on the PATH; next step: install the CUDA toolkit, which it is part of" >&2; exit 4; }
+
+# Each launch costs seconds under the sanitizer: out-of-bounds accesses in every case of one type, races in a few.
+gpu-sanitize: compute-sanitizer setup ## Where there is a GPU: run its tests under compute-sanitizer
+	$(SANITIZED) --tool memcheck $(PYTHON) -m pytest tests/gpu/test_kernels.py --require-gpu -x -k 'reference and float32'
+	$(SANITIZED) --tool racecheck $(PYTHON) -m pytest tests/gpu/test_kernels.py --require-gpu -x -k 'same_bits'
 
 clean: ## Remove builds and caches, keep .venv
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

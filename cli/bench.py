@@ -74,12 +74,11 @@ def _fraction(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("--memory-limit", type=int, metavar="MIB", help="Most memory of a trial; default: 90 % of what is free.")
 @click.option("--threads", type=int, default=0, show_default=True, help="Intra-op threads; 0: ONNX Runtime's choice.")
 @click.option(
-    "--providers",
-    callback=_names,
-    metavar="NAME,…",
-    default="CPUExecutionProvider",
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
     show_default=True,
-    help="Most wanted first.",
+    help="Where the bundle computes.",
 )
 @click.option(
     "--global-tokens", type=int, metavar="N", help="First tokens, global; default: 1 where the graph takes them."
@@ -124,7 +123,7 @@ def command(
     time_limit: float,
     memory_limit: int | None,
     threads: int,
-    providers: tuple[str, ...],
+    device: str,
     global_tokens: int | None,
     seed: int,
     require_kernel: bool,
@@ -143,6 +142,7 @@ def command(
     measured and the two files are compared.
     """
     from ..exporter import bench
+    from ..exporter.devices import PROVIDERS
     from ..exporter.errors import InvalidRequest
     from ..exporter.throughput import BenchSettings
     from ..exporter.throughput.benchmark import PAGE_FILE, Earlier, compare_saved
@@ -161,7 +161,7 @@ def command(
         batch=batch,
         against=against,
         threads=threads,
-        providers=providers,
+        providers=PROVIDERS[device],
         warm_up_ms=warm_up,
         iterations=iterations,
         duration_s=duration,

@@ -44,6 +44,13 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--rtol", multiple=True, metavar="[OUTPUT:]X", help="Relative tolerance instead of the derived one.")
 @click.option("--atol", multiple=True, metavar="[OUTPUT:]X", help="Absolute tolerance instead of the derived one.")
 @click.option("--original-max-length", type=int, metavar="N", help="Run the original model up to N tokens (8192).")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the bundle computes.",
+)
 @click.option("--require-kernel", is_flag=True, help="Fail with code 5 where the function body runs instead.")
 @click.option(
     "--sites/--no-sites", default=None, help="Compare every attention site in one case (default: where a path fails)."

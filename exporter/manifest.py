@@ -86,6 +86,27 @@ def fixed_length(inputs: Iterable[InputRecord]) -> int | None:
 
 
 @dataclass(frozen=True)
+class KernelsRecord:
+    """The GPU kernels that the model carries; see ``docs/kernel-packs.md``.
+
+    Attributes:
+        targets: ``"sm_90"``, …, ``"ptx"``.
+        pack: SHA-256 in the pack's header, by which nodes name it.
+        bytes: Size of the pack.
+        kernels: Kernels in it.
+        compiler: What compiled them.
+        refused: Why a site has none, by the name of its node.
+    """
+
+    targets: tuple[str, ...]
+    pack: str
+    bytes: int
+    kernels: int
+    compiler: str
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle but its weights.
 
@@ -104,6 +125,7 @@ class Manifest:
         versions: Versions of the packages that took part.
         created: UTC time, ISO 8601.
         standard_sites: Attention that was seen and stays as the stock exporter makes it.
+        gpu: GPU kernels in the model; None where there are none.
         files: SHA-256 of each file of the bundle but this one.
         schema_version: Version of this record.
     """
@@ -122,6 +144,7 @@ class Manifest:
     versions: dict[str, str]
     created: str
     standard_sites: tuple[StandardSite, ...] = ()
+    gpu: KernelsRecord | None = None
     files: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -154,6 +177,8 @@ class Manifest:
             data["outputs"] = tuple(OutputRecord(**_tuples(record, "shape")) for record in data["outputs"])
             data["sites"] = tuple(site_of(record) for record in data["sites"])
             data["standard_sites"] = tuple(StandardSite(**record) for record in data.get("standard_sites", ()))
+            if data.get("gpu") is not None:
+                data["gpu"] = KernelsRecord(**_tuples(data["gpu"], "targets"))
             _check_files("files", data["files"])
             _refuse_outside(data["files"])
             _check_files("source.files", data["source"].files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,17 @@ from .errors import InvalidRequest, NothingReplaced
 from .families import Family, find_family
 from .families.examples import Examples, carry
 from .graph_io import name_dimensions, read_interface, save_model
+from .kernel_packs import add_kernels, require_triton
 from .lowering import lower
-from .manifest import Manifest
+from .manifest import KernelsRecord, Manifest
 from .sites.record import AttentionSite, StandardSite, find_sites
 from .sources import Source, SourceRequest, load_source
 from .versions import installed_versions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from ..plugins.gpu.pack_build import Target
 
 Progress = Callable[[str], None]
 """Called with a stage's name when the stage begins."""
@@ -145,6 +148,7 @@ def export(
     *,
     conversion: Conversion = UNCHANGED,
     force: bool = False,
+    gpu: Sequence[Target] = (),
     progress: Progress = lambda stage: None,
 ) -> Bundle:
     """Trace a model, replace its attention, and write a bundle.
@@ -154,6 +158,7 @@ def export(
         out: Folder to write; it must be new, empty, or with `force` a bundle.
         conversion: What to change in the model's mathematics.
         force: Replace a bundle that stands at `out`.
+        gpu: What to compile GPU kernels for, from `longspan.exporter.kernel_packs.targets_of`.
         progress: Told each stage.
 
     Raises:
@@ -162,13 +167,18 @@ def export(
         EnvironmentLacks: a package is missing.
     """
     request = SourceRequest(model) if isinstance(model, str) else model
+    if gpu:
+        require_triton()
     with reserved(Path(out), force) as reservation:
         rewritten = rewrite(request, conversion, progress)
+        kernels = add_kernels(rewritten.graph, gpu, progress) if gpu else None
         progress("save")
-        return _write(reservation, rewritten, conversion)
+        return _write(reservation, rewritten, conversion, kernels)
 
 
-def _write(reservation: Reservation, rewritten: Rewritten, conversion: Conversion) -> Bundle:
+def _write(
+    reservation: Reservation, rewritten: Rewritten, conversion: Conversion, kernels: KernelsRecord | None
+) -> Bundle:
     prepared, source, family = rewritten.prepared, rewritten.prepared.source, rewritten.prepared.family
     manifest = Manifest(
         source=source.record,
@@ -182,6 +192,7 @@ def _write(reservation: Reservation, rewritten: Rewritten, conversion: Conversio
         outputs=(),
         sites=rewritten.sites,
         standard_sites=rewritten.standard,
+        gpu=kernels,
         opset=rewritten.graph.graph.opset_imports[""],
         versions=package_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -10,6 +10,10 @@ DOMAIN = "longspan"
 OPSET_VERSION = 1
 """Version of the ``longspan`` domain that the operators belong to."""
 
+PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE = "kernel_pack", "kernel_pack_id"
+"""Attributes that any node may carry beyond its definition: GPU kernels for it, and which they are. They say nothing
+about what the node computes; see ``docs/kernel-packs.md``."""
+
 
 @dataclass(frozen=True)
 class Tensor:

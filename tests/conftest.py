@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from longspan.exporter import Conversion, SourceRequest, export
+from longspan.exporter.kernel_packs import targets_of
 from longspan.plugins import LibraryMissing, ort_library_path
 
 from .exporter.models import BERT, LONGFORMER, write_config
@@ -29,6 +30,16 @@ def bert_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_config(folder / "source", BERT)
     conversion = Conversion(window=16, max_positions=256)
     return export(SourceRequest(str(config), random_weights=True), folder / "bundle", conversion=conversion).path
+
+
+@pytest.fixture(scope="session")
+def gpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with GPU kernels for sm_80 and as PTX inside its model: a window of 16, two layers."""
+    pytest.importorskip("triton")
+    folder = tmp_path_factory.mktemp("gpu")
+    config = write_config(folder / "source", BERT)
+    request = SourceRequest(str(config), random_weights=True)
+    return export(request, folder / "bundle", conversion=Conversion(window=16), gpu=targets_of("sm_80")).path
 
 
 @pytest.fixture

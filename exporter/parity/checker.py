@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bundle import MODEL_FILE, Bundle
+from ..devices import CPU, require_device
 from ..errors import ExportFailed, FallbackRan, InvalidRequest
 from ..manifest import Manifest
 from ..reports.files import prepare_folder
@@ -72,6 +73,7 @@ def check(
     original_max_length: int = ORIGINAL_LONGEST,
     require_kernel: bool = False,
     sites: bool | None = None,
+    device: str = CPU,
     progress: Progress = lambda stage: None,
 ) -> CheckReport:
     """Prove that a bundle computes what its model does, by the kernel and by the function body.
@@ -96,16 +98,18 @@ def check(
         original_max_length: Compare with the original model where ``batch · length²`` is at most the square of this.
         require_kernel: Fail unless the kernel runs at every site.
         sites: Whether to compare every site in one case; None for where a path fails.
+        device: Where the bundle computes: ``"cpu"`` or ``"cuda"``. The model always runs on the CPU.
         progress: Told each stage.
 
     Raises:
         InvalidRequest: an argument is wrong, the source is not what was exported, or it needs a permission.
         BundleCorrupted: the bundle's files are damaged.
-        EnvironmentLacks: a package is missing.
+        EnvironmentLacks: a package or the device is missing.
         ExportFailed: the model cannot be loaded, or ONNX Runtime cannot run the bundle.
         FallbackRan: `require_kernel`, and a function body ran or would have.
     """
     progress("open")
+    require_device(device)
     opened = Bundle.open(bundle)
     overrides = Overrides.parse(rtol, atol)
     overrides.check([record.name for record in opened.manifest.outputs])
@@ -117,7 +121,7 @@ def check(
     from .runners import KERNEL, runtime_paths, torch_runners
 
     progress("open in ONNX Runtime")
-    paths = runtime_paths(opened, plan.feed(0))
+    paths = runtime_paths(opened, plan.feed(0), device)
     fallback = _fallback(paths[0]) if require_kernel else ""
     if fallback:
         report = _report(opened, plan, paths, (), overrides, require_kernel, fallback)

@@ -19,6 +19,7 @@ from polygraphy.common import TensorMetadata
 from ...plugins import LibraryMissing, ort_library_path
 from ...plugins.definition import DOMAIN
 from ..bundle import Bundle
+from ..devices import CPU, PROVIDERS, exact_providers, kernels_missing, verify_session
 from ..errors import EnvironmentLacks, ExportFailed
 from ..manifest import Manifest
 from ..runtime_names import expansions
@@ -181,6 +182,7 @@ class RuntimePath:
         sites: What ran at each site: `KERNEL` or `FUNCTION_BODY`, by node name.
         provider: Execution provider of the sites' nodes.
         library: Operator library that its session registers; None for none.
+        device: Where its session computes.
     """
 
     name: str
@@ -189,10 +191,16 @@ class RuntimePath:
     sites: dict[str, str]
     provider: str = ""
     library: str | None = None
+    device: str = CPU
 
 
-def runtime_paths(bundle: Bundle, probe: Feed) -> tuple[RuntimePath, RuntimePath]:
+def runtime_paths(bundle: Bundle, probe: Feed, device: str = CPU) -> tuple[RuntimePath, RuntimePath]:
     """Open both paths and see in a profile of one run of `probe` what runs at each site.
+
+    Args:
+        bundle: What to open.
+        probe: Inputs of the run.
+        device: Where to compute; it must be here.
 
     Raises:
         EnvironmentLacks: ONNX Runtime is not installed.
@@ -203,14 +211,15 @@ def runtime_paths(bundle: Bundle, probe: Feed) -> tuple[RuntimePath, RuntimePath
     except LibraryMissing as error:
         kernel = RuntimePath(KERNEL, None, str(error), {})
     else:
-        kernel = _open(KERNEL, bundle, library, probe)
-    return kernel, _open(FUNCTION_BODY, bundle, None, probe)
+        missing = kernels_missing(device, bundle.manifest)
+        kernel = RuntimePath(KERNEL, None, missing, {}) if missing else _open(KERNEL, bundle, library, probe, device)
+    return kernel, _open(FUNCTION_BODY, bundle, None, probe, device)
 
 
-def _open(name: str, bundle: Bundle, library: str | None, probe: Feed) -> RuntimePath:
+def _open(name: str, bundle: Bundle, library: str | None, probe: Feed, device: str) -> RuntimePath:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            session = open_session(str(bundle.model_path), library, profile=Path(folder) / "profile")
+            session = open_session(str(bundle.model_path), library, device=device, profile=Path(folder) / "profile")
             session.run(None, probe)
         except EnvironmentLacks:
             raise
@@ -218,22 +227,29 @@ def _open(name: str, bundle: Bundle, library: str | None, probe: Feed) -> Runtim
             raise ExportFailed(f"{bundle.model_path}: ONNX Runtime cannot run it by {name}: {error}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     sites, provider = _what_ran(events, bundle.manifest.sites)
-    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider, library)
+    provider = provider or PROVIDERS[device][0]
+    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider, library, device)
 
 
 def open_session(
-    model: str | bytes, library: str | None, *, profile: Path | None = None, weights: Path | None = None
+    model: str | bytes,
+    library: str | None,
+    *,
+    device: str = CPU,
+    profile: Path | None = None,
+    weights: Path | None = None,
 ) -> Any:
     """Open a session for checking.
 
     Args:
         model: An ONNX file, or its content.
         library: Operator library to register; None for none.
+        device: Where to compute.
         profile: Prefix of the file to profile to; None for no profile.
         weights: Where weights beside the model are, when it is given as content.
 
     Raises:
-        EnvironmentLacks: ONNX Runtime is not installed.
+        EnvironmentLacks: ONNX Runtime is not installed, or cannot start the device's provider.
     """
     try:
         import onnxruntime
@@ -254,11 +270,13 @@ def open_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if library is not None:
         options.register_custom_ops_library(library)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=exact_providers(device))
+    verify_session(session, PROVIDERS[device])
+    return session
 
 
 def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) -> tuple[dict[str, str], str]:
-    """What ran at each site, and on which provider, from the node events of a profile.
+    """What ran at each site, and on which provider the kernels did, from the node events of a profile.
 
     A kernel's event bears the operator's and the node's name. ONNX Runtime expands a node without a kernel into the
     nodes of its function, whose names tell one expansion from another, though not which site it stands for: as many
@@ -283,4 +301,4 @@ def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) 
                 f"{DOMAIN}::{operator} at {len(others) - bodies} of these sites; the manifest does not fit the model: "
                 "export again"
             )
-    return ran, ", ".join(sorted(set(kernels.values()))) or "CPUExecutionProvider"
+    return ran, ", ".join(sorted(set(kernels.values())))

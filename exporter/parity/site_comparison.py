@@ -111,7 +111,7 @@ def compare_sites(
         if path.runner is None:
             continue
         try:
-            session = open_session(graph, path.library, weights=bundle.path.absolute())
+            session = open_session(graph, path.library, device=path.device, weights=bundle.path.absolute())
             wanted = [names[site.node] for site in sites]
             got[path.name] = dict(zip((site.node for site in sites), session.run(wanted, feed), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions have no common class

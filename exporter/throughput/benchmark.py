@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import importlib.util
 import json
 import os
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
+from ..devices import CPU, require_providers
 from ..errors import EnvironmentLacks, FallbackRan, InvalidRequest
 from ..manifest import Manifest
 from ..parity.inputs import draw_inputs
@@ -76,17 +76,17 @@ def bench(
 
     Raises:
         InvalidRequest: a setting does not fit the bundle.
-        EnvironmentLacks: ONNX Runtime or one of its execution providers is not here.
+        EnvironmentLacks: ONNX Runtime or the device is not here.
         FallbackRan: `require_kernel`, and the kernels are missing or did not run.
         BundleCorrupted: the bundle's files are not what was exported.
     """
     settings = settings or BenchSettings()
-    _check_runtime(settings)
+    require_providers(settings.providers)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings = _resolved(settings, bundle.manifest)
     if against is not None:
         _check_earlier(against, bundle.manifest, settings)
-    kernel = kernel_variant(bundle)
+    kernel = kernel_variant(bundle, settings.device)
     if require_kernel and kernel.model is None:
         raise FallbackRan(kernel.unavailable)
     consent = Consent(source, allow_pickle, trust_remote_code)
@@ -208,8 +208,8 @@ class _Measurement:
     ) -> None:
         self._manifest = bundle.manifest
         self._work = AttentionWork(bundle)
-        # On another provider the copies to it would be timed as well.
-        self._sgemm = write_sgemm(folder) if settings.providers[0] == "CPUExecutionProvider" else None
+        # The product says what the cores reach, which is nothing to hold a GPU to.
+        self._sgemm = write_sgemm(folder) if settings.device == CPU else None
         self._variants = variants
         self._settings = settings
         self._folder = folder
@@ -279,22 +279,6 @@ def bench_inputs(manifest: Manifest, length: int, settings: BenchSettings) -> di
         if record.role == "global_mask":
             feed[record.name][:, : settings.global_tokens or 0] = 1
     return feed
-
-
-def _check_runtime(settings: BenchSettings) -> None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise EnvironmentLacks(
-            "bench runs models in ONNX Runtime, which is not installed; next step: pip install 'longspan[cpu]'"
-        )
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    missing = [name for name in settings.providers if name not in available]
-    if missing:
-        raise EnvironmentLacks(
-            f"--providers {', '.join(missing)}: this ONNX Runtime has {', '.join(available)}; for CUDA, next step: "
-            "pip install 'longspan[gpu]'"
-        )
 
 
 def _resolved(settings: BenchSettings, manifest: Manifest) -> BenchSettings:

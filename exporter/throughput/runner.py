@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...plugins.registry import operators
+from ..devices import CPU
 from .machine import available_memory, busy_seconds
 from .report import CRASHED, FAILED, OK, OUT_OF_MEMORY, OVER_LIMIT, WRONG_PATH
 from .settings import BenchSettings
@@ -49,12 +50,14 @@ def run_trial(variant: Variant, inputs: Path, settings: BenchSettings, sgemm: Pa
         "library": variant.library,
         "inputs": str(inputs),
         "providers": list(settings.providers),
+        "device": settings.device,
         "threads": settings.threads,
         "warm_up_ms": settings.warm_up_ms,
         "iterations": settings.iterations,
         "duration_s": settings.duration_s,
         "time_limit_s": settings.time_limit_s,
-        "memory_limit_bytes": memory_limit(settings),
+        # CUDA reserves far more addresses than it uses memory.
+        "memory_limit_bytes": memory_limit(settings) if settings.device == CPU else None,
         "kernel_operators": [operator.name for operator in operators()],
         "folder": str(inputs.parent),
         "sgemm": None if sgemm is None else str(sgemm),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..devices import CPU, CUDA, PROVIDERS
 from ..errors import InvalidRequest
 from ..manifest import Manifest
 
@@ -23,7 +24,7 @@ class BenchSettings:
         batch: Sequences per run.
         against: Baselines, of `BASELINES`.
         threads: Intra-op threads; 0 for ONNX Runtime's choice, one per core.
-        providers: Execution providers, most wanted first.
+        providers: Execution providers, most wanted first; one of `longspan.exporter.devices.PROVIDERS`.
         warm_up_ms: Least time of untimed runs before the first sample, in milliseconds.
         iterations: Least number of samples of a trial.
         duration_s: Least time of the samples of a trial together, in seconds.
@@ -41,7 +42,7 @@ class BenchSettings:
     batch: int = 1
     against: tuple[str, ...] = BASELINES
     threads: int = 0
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = PROVIDERS[CPU]
     warm_up_ms: float = 200.0
     iterations: int = 10
     duration_s: float = 1.0
@@ -65,7 +66,12 @@ class BenchSettings:
         if unknown:
             raise InvalidRequest(f"--against {', '.join(unknown)}: allowed: {', '.join(BASELINES)}, none")
         if not self.providers:
-            raise InvalidRequest("--providers: give one or more, e.g. CPUExecutionProvider")
+            raise InvalidRequest("--device: give one provider or more, e.g. CPUExecutionProvider")
+
+    @property
+    def device(self) -> str:
+        """Where the most wanted provider computes: ``"cpu"`` or ``"cuda"``."""
+        return CUDA if self.providers and self.providers[0] in PROVIDERS[CUDA][:1] else CPU
 
 
 def resolve_lengths(settings: BenchSettings, manifest: Manifest) -> tuple[int, ...]:

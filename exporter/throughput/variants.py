@@ -9,6 +9,7 @@ from pathlib import Path
 from ...plugins.errors import LibraryMissing, PluginError
 from ...plugins.library import ort_library_path
 from ..bundle import Bundle
+from ..devices import CPU, kernels_missing
 from ..errors import ExporterError, ExportFailed
 from ..sites.record import longspan_nodes
 from ..sources.reload import Consent, refuse_differing, request_again
@@ -53,12 +54,15 @@ class Variant:
         return TITLES[self.name]
 
 
-def kernel_variant(bundle: Bundle) -> Variant:
-    """The bundle with the longspan library registered."""
+def kernel_variant(bundle: Bundle, device: str = CPU) -> Variant:
+    """The bundle with the longspan library registered, for sessions on a device."""
     try:
         library = ort_library_path()
     except LibraryMissing as error:
         return Variant("kernel", None, unavailable=str(error))
+    missing = kernels_missing(device, bundle.manifest)
+    if missing:
+        return Variant("kernel", None, unavailable=missing)
     return Variant("kernel", bundle.model_path, library=library, kernel_nodes=len(bundle.manifest.sites))
 
 

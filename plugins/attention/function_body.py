@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..definition import Operator
+from ..definition import PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE, Operator
 from ..errors import InvalidOperands
 from ..onnx_builder import Expr, FunctionBuilder
 from .operands import ScoreAttributes
@@ -54,8 +54,9 @@ def node_inputs(node: ir.Node, operator: Operator) -> dict[str, ir.Value]:
 
 
 def node_attributes(node: ir.Node) -> dict[str, object]:
-    """The attributes that a node carries, by name."""
-    return {name: attribute.value for name, attribute in node.attributes.items()}
+    """The attributes of its definition that a node carries, by name: its kernels say nothing about the result."""
+    deployment = (PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE)
+    return {name: attribute.value for name, attribute in node.attributes.items() if name not in deployment}
 
 
 def base_signature(node: ir.Node, operator: Operator, attributes: ScoreAttributes) -> AttentionSignature:

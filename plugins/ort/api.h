@@ -10,10 +10,14 @@ namespace longspan::ort {
 // asks for more than it needs is refused by older runtimes, and one built against newer headers than the runtime is not
 // loaded at all if it asks for their ORT_API_VERSION, so we ask for this one whatever the headers are.
 constexpr uint32_t kApiVersion = 17;
-static_assert(ORT_API_VERSION >= kApiVersion, "the headers are older than ONNX Runtime 1.17");
 
 // Set once by RegisterCustomOps.
 inline const OrtApi* g_api = nullptr;
+
+// What the CUDA kernels use came with 1.18; null in an older runtime, for which there are only the CPU kernels.
+constexpr uint32_t kCudaApiVersion = 18;
+static_assert(ORT_API_VERSION >= kCudaApiVersion, "the headers are older than ONNX Runtime 1.18");
+inline const OrtApi* g_cuda_api = nullptr;
 
 // The runtime's minor version: 31 of "1.31.1".
 inline int g_runtime_minor = 0;

@@ -6,6 +6,7 @@
 #include <exception>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "attention/operands.h"
@@ -41,11 +42,24 @@ OrtStatus* Guarded(const char* op, const Body& body) noexcept {
     return error.Release();
   } catch (const std::bad_alloc&) {
     return status(ORT_FAIL, "no memory for a thread's tile buffers");
+  } catch (const std::runtime_error& error) {  // what is not the operands' fault: the driver's, or of kernel packs
+    return status(ORT_FAIL, error.what());
   } catch (const std::exception& error) {
     return status(ORT_INVALID_ARGUMENT, error.what());
   } catch (...) {
     return status(ORT_FAIL, "unknown exception");
   }
+}
+
+// Attributes, shapes and addresses of one execution, checked against the definition, with its outputs allocated.
+template <typename Operator>
+void ReadProblem(OrtKernelContext* context, typename Operator::Problem* problem) {
+  ReadInputs(context, Operator::kInputCount, problem->input_shapes, problem->inputs);
+  problem->shapes = InferShapes(problem->input_shapes, problem->attributes);
+  problem->output = Output(context, 0, problem->shapes.Output());
+  size_t outputs = 0;
+  Check(g_api->KernelContext_GetOutputCount(context, &outputs));
+  if (outputs > 1) problem->lse = static_cast<float*>(Output(context, 1, problem->shapes.Lse()));
 }
 
 // The state of one node: its attributes and the instruction set, fixed when the session is created.
@@ -59,12 +73,7 @@ class AttentionKernel {
     typename Operator::Problem problem;
     problem.attributes = attributes_;
     problem.type = type_;
-    ReadInputs(context, Operator::kInputCount, problem.input_shapes, problem.inputs);
-    problem.shapes = InferShapes(problem.input_shapes, attributes_);
-    problem.output = Output(context, 0, problem.shapes.Output());
-    size_t outputs = 0;
-    Check(g_api->KernelContext_GetOutputCount(context, &outputs));
-    if (outputs > 1) problem.lse = static_cast<float*>(Output(context, 1, problem.shapes.Lse()));
+    ReadProblem<Operator>(context, &problem);
     ContextExecutor executor(context);
     Operator::Compute(problem, kernels_, executor);
   }
@@ -75,15 +84,16 @@ class AttentionKernel {
   const cpu::TileKernels& kernels_;
 };
 
-// `Operator` says kName, kInputCount, Attributes, Problem (an Execution with attributes, input_shapes and inputs),
-// ReadAttributes, Compute, and for each input InputType, of which ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED is T, and
-// IsRequired.
-template <typename Operator>
+// `Kernel` is made of a node's OrtKernelInfo and its T, and has Compute. `Operator` says kName, kInputCount,
+// Attributes, Problem (an Execution with attributes, input_shapes and inputs), ReadAttributes, Compute, and for each
+// input InputType, of which ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED is T, and IsRequired.
+template <typename Operator, typename Kernel>
 struct AttentionOp : OrtCustomOp {
-  explicit AttentionOp(cpu::ElementType element) : OrtCustomOp{}, type(element) {
+  // `provider` is that of the kernel; nullptr for the CPU's.
+  AttentionOp(cpu::ElementType element, const char* provider) : OrtCustomOp{}, type(element), provider(provider) {
     version = kApiVersion;
     GetName = [](const OrtCustomOp*) { return Operator::kName; };
-    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
+    GetExecutionProviderType = [](const OrtCustomOp* op) { return static_cast<const AttentionOp*>(op)->provider; };
     GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::kInputCount; };
     GetInputType = [](const OrtCustomOp* op, size_t index) {
       const ONNXTensorElementDataType fixed = Operator::InputType(index);
@@ -110,13 +120,12 @@ struct AttentionOp : OrtCustomOp {
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
     CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-      return Guarded(Operator::kName,
-                     [&] { *kernel = new AttentionKernel<Operator>(info, static_cast<const AttentionOp*>(op)->type); });
+      return Guarded(Operator::kName, [&] { *kernel = new Kernel(info, static_cast<const AttentionOp*>(op)->type); });
     };
     KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-      return Guarded(Operator::kName, [&] { static_cast<const AttentionKernel<Operator>*>(kernel)->Compute(context); });
+      return Guarded(Operator::kName, [&] { static_cast<const Kernel*>(kernel)->Compute(context); });
     };
-    KernelDestroy = [](void* kernel) { delete static_cast<AttentionKernel<Operator>*>(kernel); };
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   }
 
   static ONNXTensorElementDataType Element(const OrtCustomOp* op) {
@@ -124,12 +133,14 @@ struct AttentionOp : OrtCustomOp {
   }
 
   const cpu::ElementType type;
+  const char* const provider;
 };
 
-template <typename Operator>
-AttentionOps MakeAttentionOps() {
-  static const AttentionOp<Operator> float32(cpu::ElementType::kFloat32), float16(cpu::ElementType::kFloat16),
-      bfloat16(cpu::ElementType::kBFloat16);
+template <typename Operator, typename Kernel>
+AttentionOps MakeAttentionOps(const char* provider) {
+  using Op = AttentionOp<Operator, Kernel>;
+  static const Op float32(cpu::ElementType::kFloat32, provider), float16(cpu::ElementType::kFloat16, provider),
+      bfloat16(cpu::ElementType::kBFloat16, provider);
   return {&float32, &float16, &bfloat16};
 }
 

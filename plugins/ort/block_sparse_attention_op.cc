@@ -2,6 +2,7 @@
 
 #include "block_sparse_attention/attention.h"
 #include "block_sparse_attention/problem.h"
+#include "ort/cuda_attention_op.h"
 
 namespace longspan::ort {
 namespace {
@@ -20,6 +21,13 @@ struct BlockSparse {
     ReadCommonAttributes(node, &a);
     a.Check();
     return a;
+  }
+
+  // The attributes that only this operator has, for the choice and the parameters of GPU kernels.
+  static void Describe(const Attributes& a, cuda::Node* node) {
+    node->integers["q_block_size"] = a.q_block_size;
+    node->integers["kv_block_size"] = a.kv_block_size;
+    node->integers["exclude_self"] = a.exclude_self;
   }
 
   static ONNXTensorElementDataType InputType(size_t index) {
@@ -50,6 +58,10 @@ struct BlockSparse {
 
 }  // namespace
 
-AttentionOps BlockSparseAttentionOps() { return MakeAttentionOps<BlockSparse>(); }
+AttentionOps BlockSparseAttentionOps() { return MakeAttentionOps<BlockSparse, AttentionKernel<BlockSparse>>(nullptr); }
+
+AttentionOps BlockSparseAttentionCudaOps(const char* provider) {
+  return MakeAttentionOps<BlockSparse, CudaAttentionKernel<BlockSparse>>(provider);
+}
 
 }  // namespace longspan::ort

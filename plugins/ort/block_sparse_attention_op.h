@@ -8,6 +8,9 @@ namespace longspan::ort {
 
 AttentionOps BlockSparseAttentionOps();
 
+// The same by the GPU kernels of packs, for the execution provider of that name.
+AttentionOps BlockSparseAttentionCudaOps(const char* provider);
+
 }  // namespace longspan::ort
 
 #endif  // LONGSPAN_ORT_BLOCK_SPARSE_ATTENTION_OP_H_

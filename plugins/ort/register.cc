@@ -1,6 +1,7 @@
 // Entry point of liblongspan_ort.so: SessionOptions.register_custom_ops_library finds it by name.
 #include <cstdio>
 #include <mutex>
+#include <vector>
 
 #include "ort/api.h"
 #include "ort/block_sparse_attention_op.h"
@@ -11,6 +12,8 @@
 namespace longspan::ort {
 namespace {
 
+constexpr const char* kCudaProvider = "CUDAExecutionProvider";
+
 // Session options refer to the domain without owning it, so that one domain serves all and lives as long as the
 // library.
 OrtStatus* Domain(OrtCustomOpDomain** domain) {
@@ -20,7 +23,13 @@ OrtStatus* Domain(OrtCustomOpDomain** domain) {
   if (shared == nullptr) {
     OrtCustomOpDomain* made = nullptr;
     if (OrtStatus* status = g_api->CreateCustomOpDomain("longspan", &made)) return status;
-    for (const AttentionOps& ops : {SlidingWindowAttentionOps(), BlockSparseAttentionOps()}) {
+    std::vector<AttentionOps> all = {SlidingWindowAttentionOps(), BlockSparseAttentionOps()};
+    // A runtime without CUDA takes them too, and never asks for them.
+    if (g_cuda_api != nullptr) {
+      all.push_back(SlidingWindowAttentionCudaOps(kCudaProvider));
+      all.push_back(BlockSparseAttentionCudaOps(kCudaProvider));
+    }
+    for (const AttentionOps& ops : all) {
       for (const OrtCustomOp* op : ops) {
         if (OrtStatus* status = g_api->CustomOpDomain_Add(made, op)) {
           g_api->ReleaseCustomOpDomain(made);
@@ -47,6 +56,8 @@ extern "C" LONGSPAN_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionO
   }
   g_api = api;
   std::sscanf(base->GetVersionString(), "1.%d", &g_runtime_minor);
+  // A runtime that is asked for an interface it lacks says so on its error stream.
+  if (g_runtime_minor >= static_cast<int>(kCudaApiVersion)) g_cuda_api = base->GetApi(kCudaApiVersion);
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = Domain(&domain)) return status;
   return g_api->AddCustomOpDomain(options, domain);

@@ -1,5 +1,6 @@
 #include "ort/sliding_window_attention_op.h"
 
+#include "ort/cuda_attention_op.h"
 #include "sliding_window_attention/attention.h"
 #include "sliding_window_attention/problem.h"
 
@@ -21,6 +22,14 @@ struct SlidingWindow {
     ReadCommonAttributes(node, &a);
     a.Check();
     return a;
+  }
+
+  // The attributes that only this operator has, for the choice and the parameters of GPU kernels.
+  static void Describe(const Attributes& a, cuda::Node* node) {
+    node->integers["left_window_size"] = a.left_window_size;
+    node->integers["right_window_size"] = a.right_window_size;
+    node->floats["span_ramp"] = a.span_ramp;
+    node->dilation = a.dilation;
   }
 
   static ONNXTensorElementDataType InputType(size_t index) {
@@ -46,6 +55,12 @@ struct SlidingWindow {
 
 }  // namespace
 
-AttentionOps SlidingWindowAttentionOps() { return MakeAttentionOps<SlidingWindow>(); }
+AttentionOps SlidingWindowAttentionOps() {
+  return MakeAttentionOps<SlidingWindow, AttentionKernel<SlidingWindow>>(nullptr);
+}
+
+AttentionOps SlidingWindowAttentionCudaOps(const char* provider) {
+  return MakeAttentionOps<SlidingWindow, CudaAttentionKernel<SlidingWindow>>(provider);
+}
 
 }  // namespace longspan::ort

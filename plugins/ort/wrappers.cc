@@ -101,6 +101,85 @@ std::vector<int64_t> AttributeReader::Ints(const char* name, const std::vector<i
   return fallback;
 }
 
+std::string AttributeReader::String(const char* name, const std::string& fallback) const {
+  size_t size = 0;
+  if (!Succeeded(g_api->KernelInfoGetAttribute_string(info_, name, nullptr, &size)) || size == 0) {
+    ExpectAbsent(name, "STRING");
+    return fallback;
+  }
+  std::string value(size, '\0');
+  Check(g_api->KernelInfoGetAttribute_string(info_, name, value.data(), &size));
+  value.resize(size - 1);  // its zero
+  return value;
+}
+
+std::vector<uint8_t> AttributeReader::Bytes(const char* name) const {
+  OrtAllocator* allocator = nullptr;  // the runtime's own
+  Check(g_api->GetAllocatorWithDefaultOptions(&allocator));
+  OrtValue* value = nullptr;
+  if (!Succeeded(g_api->KernelInfoGetAttribute_tensor(info_, name, allocator, &value)) || value == nullptr) {
+    ExpectAbsent(name, "TENSOR");
+    return {};
+  }
+  const std::unique_ptr<OrtValue, void (*)(OrtValue*)> owner(value,
+                                                             [](OrtValue* owned) { g_api->ReleaseValue(owned); });
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(g_api->GetTensorTypeAndShape(value, &info));
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  size_t count = 0;
+  OrtStatus* status = g_api->GetTensorElementType(info, &type);
+  if (status == nullptr) status = g_api->GetTensorShapeElementCount(info, &count);
+  g_api->ReleaseTensorTypeAndShapeInfo(info);
+  Check(status);
+  if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) {
+    throw std::invalid_argument(std::string("attribute ") + name + " is of another type: must be a tensor of uint8");
+  }
+  const auto* data = static_cast<const uint8_t*>(TensorData(value));
+  return std::vector<uint8_t>(data, data + count);
+}
+
+bool NodeReader::HasInput(size_t index) const {
+  size_t count = 0, size = 0;
+  Check(g_api->KernelInfo_GetInputCount(info_, &count));
+  if (index >= count) return false;
+  Check(g_api->KernelInfo_GetInputName(info_, index, nullptr, &size));
+  return size > 1;  // with its zero; an input that is left out has an empty name
+}
+
+bool NodeReader::HasOutput(size_t index) const {
+  size_t count = 0, size = 0;
+  Check(g_api->KernelInfo_GetOutputCount(info_, &count));
+  if (index >= count) return false;
+  Check(g_api->KernelInfo_GetOutputName(info_, index, nullptr, &size));
+  return size > 1;
+}
+
+std::vector<int64_t> NodeReader::InputShape(size_t index) const {
+  OrtTypeInfo* type = nullptr;
+  if (!Succeeded(g_api->KernelInfo_GetInputTypeInfo(info_, index, &type))) return {};
+  const std::unique_ptr<OrtTypeInfo, void (*)(OrtTypeInfo*)> owner(
+      type, [](OrtTypeInfo* owned) { g_api->ReleaseTypeInfo(owned); });
+  const OrtTensorTypeAndShapeInfo* info = nullptr;  // the type's
+  Check(g_api->CastTypeInfoToTensorInfo(type, &info));
+  if (info == nullptr) return {};
+  size_t rank = 0;
+  Check(g_api->GetDimensionsCount(info, &rank));
+  std::vector<int64_t> shape(rank);
+  Check(g_api->GetDimensions(info, shape.data(), rank));
+  return shape;
+}
+
+int NodeReader::Device() const {
+  OrtAllocator* allocator = nullptr;
+  Check(g_cuda_api->KernelInfoGetAllocator(info_, OrtMemTypeDefault, &allocator));
+  const OrtMemoryInfo* memory = allocator->Info(allocator);
+  int device = 0;
+  OrtStatus* status = g_api->MemoryInfoGetId(memory, &device);
+  g_api->ReleaseAllocator(allocator);
+  Check(status);
+  return device;
+}
+
 std::vector<Dim> ShapeInference::InputShape(size_t index) const {
   OrtTensorTypeAndShapeInfo* info = nullptr;  // the context keeps it
   Check(g_api->ShapeInferContext_GetInputTypeShape(context_, index, &info));

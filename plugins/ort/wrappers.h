@@ -57,10 +57,29 @@ class AttributeReader {
   float Float(const char* name, float fallback) const;
   // One INT stands for a list of one.
   std::vector<int64_t> Ints(const char* name, const std::vector<int64_t>& fallback) const;
+  std::string String(const char* name, const std::string& fallback) const;
+  // The bytes of a tensor of uint8; none where the node has no such attribute.
+  std::vector<uint8_t> Bytes(const char* name) const;
 
  private:
   void ExpectAbsent(const char* name, const char* type) const;
 
+  const OrtKernelInfo* info_;
+};
+
+// A node while its kernel is created: what it has, and what the model says of the shapes.
+class NodeReader {
+ public:
+  explicit NodeReader(const OrtKernelInfo* info) : info_(info) {}
+
+  bool HasInput(size_t index) const;
+  bool HasOutput(size_t index) const;
+  // -1 for sizes that the model does not say; empty where it does not even say the rank.
+  std::vector<int64_t> InputShape(size_t index) const;
+  // Number of the device that the kernel runs on.
+  int Device() const;
+
+ private:
   const OrtKernelInfo* info_;
 };
 

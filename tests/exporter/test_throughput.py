@@ -84,10 +84,10 @@ def test_a_session_that_runs_another_path_is_no_measurement(bundle: Bundle, inpu
 
 def test_require_kernel(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = kernel_variant(bundle)
-    monkeypatch.setattr(benchmark, "kernel_variant", lambda _: dataclasses.replace(kernel, library=None))
+    monkeypatch.setattr(benchmark, "kernel_variant", lambda *_: dataclasses.replace(kernel, library=None))
     with pytest.raises(FallbackRan, match="48 tokens: the session ran 0 longspan kernels"):
         bench(bundle, QUICK, require_kernel=True, plot=False)
-    monkeypatch.setattr(benchmark, "kernel_variant", lambda _: Variant("kernel", None, unavailable="not built"))
+    monkeypatch.setattr(benchmark, "kernel_variant", lambda *_: Variant("kernel", None, unavailable="not built"))
     with pytest.raises(FallbackRan, match="not built"):
         bench(bundle, QUICK, require_kernel=True, plot=False)
 
@@ -95,7 +95,7 @@ def test_require_kernel(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None
 def test_without_the_library_the_function_body_is_the_reference(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "kernel_variant", lambda _: Variant("kernel", None, unavailable="not built"))
+    monkeypatch.setattr(benchmark, "kernel_variant", lambda *_: Variant("kernel", None, unavailable="not built"))
     report = bench(bundle, dataclasses.replace(QUICK, against=("body",)), plot=False)
     assert report.reference == "body"
     assert report.at("kernel", 48).status == "unavailable"

@@ -1,0 +1,584 @@
+// The launcher on a stub of the CUDA driver: which kernels it loads and launches, with what, and what it refuses.
+#include "cuda/launcher.h"
+
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <functional>
+#include <thread>
+
+#include "cuda/runtime.h"
+#include "cuda/text.h"
+#include "stub_driver.h"
+
+namespace {
+
+using namespace longspan;
+
+int failures = 0;
+
+void Expect(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED: %s\n", what.c_str());
+  ++failures;
+}
+
+void ExpectEqual(const std::vector<std::string>& got, const std::vector<std::string>& expected, const char* what) {
+  Expect(got == expected, std::string(what) + "\n  got:      " + cuda::Joined(got, "\n            ") +
+                              "\n  expected: " + cuda::Joined(expected, "\n            "));
+}
+
+// Whether `body` throws `Error` with `message` in it.
+template <typename Error>
+void Refused(const std::string& message, const std::function<void()>& body) {
+  try {
+    body();
+    Expect(false, "not refused: " + message);
+  } catch (const Error& error) {
+    const std::string got = error.what();
+    Expect(got.find(message) != std::string::npos, "refused otherwise: " + got + "\n  expected: " + message);
+  }
+}
+
+Stub& State() {
+  static Stub* const stub = [] {
+    void* library = dlopen(LONGSPAN_STUB_DRIVER, RTLD_NOW);
+    if (library == nullptr) std::printf("%s\n", dlerror());
+    return reinterpret_cast<GetStubFunction>(dlsym(library, "GetStub"))();
+  }();
+  return *stub;
+}
+
+// A file with its hash, of an index whose k-th line "code" gets the place and the hash of the k-th code.
+std::vector<uint8_t> Seal(const std::string& index, const std::vector<std::string>& codes) {
+  const auto fill = [&](size_t size) {
+    std::string text;
+    size_t end = 64 + size, next = 0;
+    for (const std::string_view line : cuda::Split(std::string_view(index).substr(0, index.size() - 1), '\n')) {
+      text += line;
+      if (line == "code") {
+        const std::string& code = codes[next++];
+        const size_t start = (end + 15) / 16 * 16;
+        cuda::Sha256 hash;
+        hash.Update(reinterpret_cast<const uint8_t*>(code.data()), code.size());
+        text += "\t" + std::to_string(start) + "\t" + std::to_string(code.size()) + "\t" + cuda::Hex(hash.Finish());
+        end = start + code.size();
+      }
+      text += "\n";
+    }
+    return text;
+  };
+  std::string text = fill(0);
+  while (fill(text.size()).size() != text.size()) text = fill(text.size());
+  text = fill(text.size());
+  std::string body = text;
+  for (const std::string& code : codes) {
+    body.resize((body.size() + 15) / 16 * 16, '\0');
+    body += code;
+  }
+  std::string head("\x89LSPACK\n", 8);
+  const auto number = [&head](uint64_t value, int bytes) {
+    for (int i = 0; i < bytes; ++i) head += static_cast<char>(value >> (8 * i));
+  };
+  number(cuda::kFormatVersion, 4);
+  number(cuda::kContractVersion, 4);
+  number(64 + body.size(), 8);
+  number(text.size(), 8);
+  cuda::Sha256 hash;
+  hash.Update(reinterpret_cast<const uint8_t*>(head.data()), head.size());
+  hash.Update(reinterpret_cast<const uint8_t*>(body.data()), body.size());
+  const cuda::Digest digest = hash.Finish();
+  head.append(digest.begin(), digest.end());
+  const std::string file = head + body;
+  return {file.begin(), file.end()};
+}
+
+struct TestKernel {
+  std::string name, arch, form;
+  std::string shared = "1024";
+  std::string entry = "run";
+};
+
+const char* const kWindowParameters =
+    "param\tq\t*fp16\t16\tinput\tQ\n"
+    "param\tmask\t*u8\t1\tinput\tattn_mask\n"
+    "param\tparts\t*fp32\t16\tbuffer\tparts\n"
+    "param\tstatus\t*i32\t16\tbuffer\tstatus\n"
+    "param\ty\t*fp16\t16\toutput\tY\n"
+    "param\tlse\t*fp32\t4\toutput\tlse\n"
+    "param\trows\ti32\t1\tsize\ttiles 16 *\n"
+    "param\treach\ti64\t1\tsize\tLEFT RIGHT +\n"
+    "param\tleft\ti32\t1\tattribute\tleft_window_size\n"
+    "param\tq_batch\ti64\t8\tstride\tQ.batch\n"
+    "param\tq_head\ti64\t8\tstride\tQ.head\n"
+    "param\tq_row\ti64\t8\tstride\tQ.row\n"
+    "param\tv_row\ti64\t8\tstride\tV.row\n"
+    "param\tmask_batch\ti64\t1\tstride\tattn_mask.0\n"
+    "param\tscale\tfp32\t1\tscalar\tscale\n"
+    "param\tramp\tfp32\t1\tscalar\tspan_ramp\n";
+const char* const kWindowSizes = " 8 8 8 8 8 8 4 8 4 8 8 8 8 8 4 4 8 8";
+
+const char* const kBlockParameters =
+    "param\tq\t*bf16\t16\tinput\tQ\n"
+    "param\tindices\t*i32\t16\tinput\tkv_indices\n"
+    "param\tmasks\t*u8\t16\tinput\tblock_masks\n"
+    "param\ty\t*bf16\t16\toutput\tY\n"
+    "param\twidths\ti32\t1\tsize\tW W_full + M +\n"
+    "param\tlists\ti32\t1\tsize\tB_lists H_lists * rows *\n"
+    "param\tindices_batch\ti64\t1\tstride\tkv_indices.0\n"
+    "param\tindices_head\ti64\t1\tstride\tkv_indices.1\n"
+    "param\tindices_row\ti64\t1\tstride\tkv_indices.2\n"
+    "param\ttall\ti32\t1\tattribute\tq_block_size\n"
+    "param\tcap\tfp32\t1\tscalar\tsoftcap\n";
+const char* const kBlockSizes = " 8 8 8 8 4 4 8 8 8 4 4 8 8";
+
+std::string KernelText(const TestKernel& kernel, const char* dtype, const char* parameters, const char* grid) {
+  return "kernel\t" + kernel.name + "\t" + kernel.arch + "\t" + kernel.form + "\t" + kernel.entry + "\t128\t" +
+         kernel.shared + "\t64\t0\nabout\t" + dtype + "\t16\t8\t2\tmodule:function\nfeatures\t\nconstant\tA\t1\n" +
+         parameters + "grid\t" + grid + "\ncode\n";
+}
+
+std::string CodeOf(const TestKernel& kernel, const char* sizes) {
+  return (kernel.form == "cubin" ? "\x7f"
+                                   "ELF"
+                                 : "") +
+         ("stub " + kernel.entry + sizes) + "\n// " + kernel.name + "\n";
+}
+
+const char* const kWindowPaths =
+    "path\tsplit\tS_q 4 le\nsize\ttiles\tS_q 16 cdiv\nsize\tsplits\tSMS B H_kv * cdiv 3 min\n"
+    "buffer\tparts\tfp32\t0\tsplits S_q *\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\nlaunch\t@\n"
+    "path\twhole\t1\nsize\ttiles\tS_q 16 cdiv\nbuffer\tparts\tfp32\t0\t0\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\n";
+
+// A pack of SlidingWindowAttention in float16 with attn_mask and lse, one recipe for each kernel.
+std::shared_ptr<const cuda::Pack> WindowPack(std::vector<TestKernel> kernels) {
+  std::string index = "compiler\ttest\n", recipes;
+  std::vector<std::string> codes;
+  for (size_t i = 0; i < kernels.size(); ++i) {
+    index += KernelText(kernels[i], "float16", kWindowParameters, "tiles H_kv * B *\t1\tS_k 0 min 1 +");
+    codes.push_back(CodeOf(kernels[i], kWindowSizes));
+    std::string paths = kWindowPaths;
+    for (size_t at; (at = paths.find('@')) != std::string::npos;) paths.replace(at, 1, std::to_string(i));
+    recipes += "recipe\tSlidingWindowAttention\tfloat16\t" + kernels[i].arch + "\t" + kernels[i].form +
+               "\ninputs\tQ,K,V,attn_mask\noutputs\tY,lse\nmatch\tD\t16\nmatch\tD_v\t8\nmatch\tgroup\t2\n"
+               "match\tis_causal\t0\nmatch\tsoftcap\t0\nmatch\tdilation\t1,2\n" +
+               paths;
+  }
+  return cuda::Pack::FromBytes(Seal(index + recipes + "end\n", codes));
+}
+
+std::shared_ptr<const cuda::Pack> BlockPack(const char* lists_per_head = "0") {
+  const TestKernel kernel{"lists", "90", "cubin", "1024", "lists"};
+  const std::string recipe =
+      std::string(
+          "recipe\tBlockSparseAttention\tbfloat16\t90\tcubin\n"
+          "inputs\tQ,K,V,kv_num_blocks,kv_indices,full_kv_num_blocks,full_kv_indices,block_mask_ids,block_masks\n"
+          "outputs\tY\nmatch\tD\t16\nmatch\tD_v\t16\nmatch\tgroup\t1\nmatch\tis_causal\t1\n"
+          "match\texclude_self\t0\nmatch\tsoftcap\t1\nmatch\tq_block_size\t8\nmatch\tkv_block_size\t16\n"
+          "match\tlists_per_head\t") +
+      lists_per_head + "\npath\twhole\t1\nsize\trows\tS_q 8 cdiv\nlaunch\t0\n";
+  return cuda::Pack::FromBytes(
+      Seal("compiler\ttest\n" + KernelText(kernel, "bfloat16", kBlockParameters, "rows H_q *\tB\t1") + recipe + "end\n",
+           {CodeOf(kernel, kBlockSizes)}));
+}
+
+cuda::Node WindowNode() {
+  cuda::Node node;
+  node.op = "SlidingWindowAttention";
+  node.dtype = "float16";
+  node.inputs = {"Q", "K", "V", "attn_mask"};
+  node.lse = true;
+  node.integers = {
+      {"left_window_size", 7}, {"right_window_size", -1}, {"is_causal", 0}, {"q_num_heads", 0}, {"kv_num_heads", 0}};
+  node.floats = {{"softcap", 0.0f}, {"span_ramp", 32.0f}};
+  node.dilation = {1, 2};
+  return node;
+}
+
+cuda::Node BlockNode() {
+  cuda::Node node;
+  node.op = "BlockSparseAttention";
+  node.dtype = "bfloat16";
+  node.inputs = {
+      "Q",          "K", "V", "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "block_mask_ids",
+      "block_masks"};
+  node.integers = {{"q_block_size", 8}, {"kv_block_size", 16}, {"is_causal", 1},
+                   {"exclude_self", 0}, {"q_num_heads", 0},    {"kv_num_heads", 0}};
+  node.floats = {{"softcap", 30.0f}, {"scale", 0.5f}};
+  return node;
+}
+
+struct TestOperands : cuda::Operands {
+  std::vector<std::optional<Shape>> all_shapes = std::vector<std::optional<Shape>>(15);
+  std::vector<const void*> addresses = std::vector<const void*>(15);
+
+  TestOperands(Shapes sizes, const std::vector<Shape>& given) {
+    shapes = sizes;
+    for (size_t i = 0; i < given.size(); ++i) {
+      all_shapes[i] = given[i];
+      addresses[i] = reinterpret_cast<const void*>(4096 * (i + 1));
+    }
+    input_shapes = all_shapes.data();
+    inputs = addresses.data();
+    output = reinterpret_cast<void*>(0x100000);
+    lse = reinterpret_cast<float*>(0x200000);
+  }
+};
+
+// B = 1, H_q = 2, H_kv = 1, D = 16, D_v = 8.
+TestOperands WindowOperands(int64_t seq_q, bool split_heads = true, int64_t batch = 1) {
+  const Shapes sizes{split_heads, batch, 2, 1, seq_q, 40, 16, 8};
+  return {sizes, {{batch, 2, seq_q, 16}, {batch, 1, 40, 16}, {batch, 1, 40, 8}, {batch, 40}}};
+}
+
+TestOperands BlockOperands(int64_t list_heads = 1) {
+  const Shapes sizes{true, 2, 3, 3, 20, 30, 16, 16};
+  return {sizes,
+          {{2, 3, 20, 16},
+           {2, 3, 30, 16},
+           {2, 3, 30, 16},
+           {2, list_heads, 3},
+           {2, list_heads, 3, 2},
+           {1, 1, 3},
+           {1, 1, 3, 1},
+           {2, list_heads, 3, 2},
+           {5, 8, 2}}};
+}
+
+class TestScratch : public cuda::Scratch {
+ public:
+  void* Allocate(size_t bytes) override {
+    if (fail) throw std::bad_alloc();
+    allocated = bytes;
+    return reinterpret_cast<void*>(0x40000010);  // not aligned to 256
+  }
+  size_t allocated = 0;
+  bool fail = false;
+};
+
+const CUstream kStream = reinterpret_cast<CUstream>(size_t{7});
+
+std::vector<std::string> TakeCalls() {
+  std::vector<std::string> calls;
+  calls.swap(State().calls);
+  return calls;
+}
+
+void Run(const std::vector<std::shared_ptr<const cuda::Pack>>& packs, const cuda::Node& node,
+         const cuda::Operands& operands) {
+  cuda::Modules modules(LONGSPAN_STUB_DRIVER);
+  const cuda::Launcher launcher(node, packs, 0, &modules);
+  TakeCalls();
+  TestScratch scratch;
+  launcher.Launch(operands, kStream, &scratch);
+}
+
+void TestWindowValues() {
+  Run({WindowPack({{"w", "90", "cubin"}})}, WindowNode(), WindowOperands(33));
+  // 3 tiles; buffers of 0 and 8 elements at 0x40000100 and 0x40000200; rows 48; LEFT 7, RIGHT 33 + 40; Q in (B, H, S,
+  // D); scale 1/4, ramp 32.
+  ExpectEqual(TakeCalls(),
+              {"memset 40000200 0 32 stream 7",
+               "launch run grid 3,1,1 block 128,1,1 shared 1024 stream 7 parameters 1000 4000 40000100 40000200 100000 "
+               "200000 30 50 7 420 210 10 8 0 3e800000 42000000 0 0"},
+              "one launch of the path for many rows");
+  Run({WindowPack({{"w", "90", "cubin"}})}, WindowNode(), WindowOperands(3, false, 2));
+  // (B, S, H·D): Q's rows are 32 apart, its heads 16; V's rows 8; the mask has a batch stride of 40.
+  const std::string launch =
+      "launch run grid 2,1,1 block 128,1,1 shared 1024 stream 7 parameters 1000 4000 40000100 40000200 100000 "
+      "200000 10 32 7 60 10 20 8 28 3e800000 42000000 0 0";
+  ExpectEqual(TakeCalls(), {"memset 40000200 0 32 stream 7", launch, launch}, "two launches of the path for few rows");
+  Run({WindowPack({{"w", "90", "cubin"}})}, WindowNode(), WindowOperands(0));
+  ExpectEqual(TakeCalls(), {"memset 40000200 0 32 stream 7"}, "an empty grid is not launched");
+}
+
+void TestBlockValues() {
+  // W 2, W_full 1, M 5; B_lists 2, H_lists 1, 3 rows; strides of kv_indices; softcap 30.
+  Run({BlockPack()}, BlockNode(), BlockOperands());
+  ExpectEqual(
+      TakeCalls(),
+      {"launch lists grid 9,2,1 block 128,1,1 shared 1024 stream 7 parameters 1000 5000 9000 100000 8 6 6 0 2 8 "
+       "41f00000 0 0"},
+      "block lists that heads share");
+  Run({BlockPack("1")}, BlockNode(), BlockOperands(3));
+  ExpectEqual(
+      TakeCalls(),
+      {"launch lists grid 9,2,1 block 128,1,1 shared 1024 stream 7 parameters 1000 5000 9000 100000 8 12 12 6 2 8 "
+       "41f00000 0 0"},
+      "block lists per head");
+  Refused<cuda::NoKernel>("lists_per_head is 1, not 0", [] { Run({BlockPack()}, BlockNode(), BlockOperands(3)); });
+  Run({BlockPack("1"), BlockPack("0")}, BlockNode(), BlockOperands());
+  Expect(TakeCalls().size() == 1, "lists that heads share run by either kernel");
+}
+
+// Which of the kernels is loaded on a device; their names stand in their code.
+std::string Chosen(int capability, const std::vector<TestKernel>& kernels, int shared_memory = 232448) {
+  State().capability = capability;
+  State().shared_memory = shared_memory;
+  std::string chosen;
+  try {
+    cuda::Modules modules(LONGSPAN_STUB_DRIVER);
+    const cuda::Launcher launcher(WindowNode(), {WindowPack(kernels)}, 0, &modules);
+    for (const std::string& call : TakeCalls()) {
+      if (call.rfind("load ", 0) == 0)
+        chosen += call.substr(5, call.find(" stub") - 5) + call.substr(call.find("stub ") + 4, 5);
+    }
+  } catch (const cuda::NoKernel& error) {
+    chosen = error.what();
+  }
+  State().capability = 90;
+  State().shared_memory = 232448;
+  return chosen;
+}
+
+void TestArchitectures() {
+  const std::vector<TestKernel> all = {{"k080", "80", "cubin", "1024", "e080"},
+                                       {"k080", "80", "ptx", "1024", "p080"},
+                                       {"k086", "86", "cubin", "1024", "e086"},
+                                       {"k087", "87", "cubin", "1024", "e087"},
+                                       {"k090", "90", "cubin", "1024", "e090"}};
+  Expect(Chosen(80, all) == "cubin e080", "8.0: " + Chosen(80, all));
+  Expect(Chosen(86, all) == "cubin e086", "8.6: " + Chosen(86, all));
+  Expect(Chosen(89, all) == "cubin e086", "8.9 runs the machine code of 8.6: " + Chosen(89, all));
+  Expect(Chosen(87, all) == "cubin e087", "8.7: " + Chosen(87, all));
+  Expect(Chosen(90, all) == "cubin e090", "9.0: " + Chosen(90, all));
+  Expect(Chosen(100, all) == "ptx p080", "10.0 compiles PTX: " + Chosen(100, all));
+  Expect(Chosen(121, all) == "ptx p080", "12.1 compiles PTX: " + Chosen(121, all));
+  Expect(Chosen(87, {all[0], all[2]}).find("cubin for sm_80; cubin for sm_86") != std::string::npos,
+         "8.7 stands apart");
+  Expect(Chosen(100, {all[4]}).find("there is cubin for sm_90") != std::string::npos, "9.0's code is not portable");
+  Expect(Chosen(80, {all[2]}).find("there is cubin for sm_86") != std::string::npos, "8.6's code does not run on 8.0");
+  const std::vector<TestKernel> large = {{"k080", "80", "ptx", "1024", "p080"},
+                                         {"k086", "86", "cubin", "110000", "e086"}};
+  Expect(Chosen(89, large, 101376) == "ptx p080", "a recipe that needs too much shared memory is passed over");
+  Expect(Chosen(89, {large[1]}, 101376).find("110000 bytes of shared memory, of which the device has 101376") !=
+             std::string::npos,
+         "and said to be so");
+}
+
+void TestLoading() {
+  cuda::Modules modules(LONGSPAN_STUB_DRIVER);
+  {
+    const cuda::Launcher one(WindowNode(), {WindowPack({{"w", "90", "cubin", "100000"}})}, 0, &modules);
+    ExpectEqual(TakeCalls(), {"load cubin stub run" + std::string(kWindowSizes), "prepare run", "shared run 100000"},
+                "loading, with more than 48 KiB of shared memory");
+    // Another pack with the same code, as another session has it.
+    const cuda::Launcher two(WindowNode(), {WindowPack({{"w", "90", "cubin", "100000"}})}, 0, &modules);
+    ExpectEqual(TakeCalls(), {}, "code that is loaded is not loaded again");
+    const cuda::Launcher other(WindowNode(), {WindowPack({{"w", "90", "cubin", "100000"}})}, 1, &modules);
+    Expect(TakeCalls().size() == 3, "another device has modules of its own");
+    Expect(State().modules == 2 && State().contexts == 2, "modules and contexts while they are in use");
+    TestScratch scratch;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        TestScratch own;
+        for (int run = 0; run < 50; ++run) two.Launch(WindowOperands(33), kStream, &own);
+        const cuda::Launcher again(WindowNode(), {WindowPack({{"w", "90", "cubin", "100000"}})}, 0, &modules);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    const std::vector<std::string> calls = TakeCalls();
+    bool only = calls.size() == 400;
+    for (const std::string& call : calls)
+      only = only && (call.rfind("launch ", 0) == 0 || call.rfind("memset ", 0) == 0);
+    Expect(only, "executions call nothing but launches and memsets, so a CUDA graph can capture them");
+  }
+  Expect(State().modules == 0 && State().contexts == 0, "the last user unloads modules and releases contexts");
+}
+
+void TestDriverErrors() {
+  const auto run = [] { Run({WindowPack({{"w", "90", "cubin", "100000"}})}, WindowNode(), WindowOperands(33)); };
+  const std::pair<const char*, const char*> places[] = {{"cuInit", "cuInit"},
+                                                        {"cuDeviceGet", "CUDA device 0"},
+                                                        {"cuDeviceGetName", "CUDA device 0"},
+                                                        {"cuDeviceGetAttribute", "attribute"},
+                                                        {"cuDevicePrimaryCtxRetain", "primary context"},
+                                                        {"cuCtxGetCurrent", "cuCtxGetCurrent"},
+                                                        {"cuCtxPushCurrent", "cuCtxPushCurrent"},
+                                                        {"cuModuleLoadDataEx cubin", "said the compiler"},
+                                                        {"cuModuleGetFunction", "run"},
+                                                        {"cuFuncLoad", "cuFuncLoad"},
+                                                        {"cuFuncGetAttribute", "cuFuncGetAttribute"},
+                                                        {"cuFuncSetAttribute", "100000 bytes of shared memory"},
+                                                        {"cuMemsetD8Async", "cuMemsetD8Async"},
+                                                        {"cuLaunchKernel", "launch of w"}};
+  for (const auto& [function, where] : places) {
+    State().failures = {{function, 2}};
+    Refused<cuda::CudaError>(std::string(where), run);
+    Refused<cuda::CudaError>("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory", run);
+    State().failures = {{function, 999}};
+    Refused<cuda::CudaError>("unknown error (999): no description", run);
+    State().failures.clear();
+    Expect(State().modules == 0 && State().contexts == 0, std::string(function) + " leaves something behind");
+  }
+  State().threads = 96;
+  Refused<cuda::CudaError>("needs blocks of 128 threads, and may have 96", run);
+  State().threads = 1024;
+  TakeCalls();
+  State().failures = {{"cuModuleLoadDataEx cubin", 209}};
+  Run({WindowPack({{"w", "80", "ptx"}, {"x", "90", "cubin"}})}, WindowNode(), WindowOperands(33));
+  Expect(TakeCalls().size() == 2, "PTX runs where the driver refuses machine code");
+  State().failures["cuModuleLoadDataEx ptx"] = 222;
+  Refused<cuda::CudaError>(
+      "(222)", [] { Run({WindowPack({{"w", "80", "ptx"}, {"x", "90", "cubin"}})}, WindowNode(), WindowOperands(33)); });
+  State().failures.clear();
+  Refused<cuda::CudaError>("CUDA device 2", [] {
+    cuda::Modules modules(LONGSPAN_STUB_DRIVER);
+    const cuda::Launcher launcher(WindowNode(), {WindowPack({{"w", "90", "cubin"}})}, 2, &modules);
+  });
+  Refused<cuda::CudaError>("no CUDA driver: ", [] { cuda::Modules("libcuda-that-is-not-there.so.1").GetDevice(0); });
+  Refused<cuda::CudaError>("lacks cuInit, ", [] { cuda::Modules("libm.so.6").GetDevice(0); });
+}
+
+void TestRefusals() {
+  const auto pack = WindowPack({{"w", "90", "cubin"}});
+  const auto run = [&pack](const std::function<void(cuda::Node*)>& change) {
+    cuda::Node node = WindowNode();
+    change(&node);
+    Run({pack}, node, WindowOperands(33));
+  };
+  using Change = std::pair<const char*, std::function<void(cuda::Node*)>>;
+  const Change changes[] = {
+      {"T is float32, not float16", [](cuda::Node* node) { node->dtype = "float32"; }},
+      {"inputs are Q,K,V, not Q,K,V,attn_mask", [](cuda::Node* node) { node->inputs.pop_back(); }},
+      {"outputs are Y, not Y,lse", [](cuda::Node* node) { node->lse = false; }},
+      {"D is 64, not 16", [](cuda::Node* node) { node->sizes.head_size = 64; }},
+      {"group is 1, not 2", [](cuda::Node* node) { node->sizes.group = 1; }},
+      {"is_causal is 1, not 0", [](cuda::Node* node) { node->integers["is_causal"] = 1; }},
+      {"softcap is 1, not 0", [](cuda::Node* node) { node->floats["softcap"] = 2; }},
+      {"dilation is 1, not 1,2", [](cuda::Node* node) { node->dilation = {1, 1}; }},
+      {"have none for this operator", [](cuda::Node* node) { *node = BlockNode(); }}};
+  for (const auto& [message, change] : changes) {
+    Refused<cuda::NoKernel>(message, [&, &change = change] { run(change); });
+  }
+  Refused<cuda::NoKernel>("no kernel pack is loaded", [] { Run({}, WindowNode(), WindowOperands(3)); });
+  TestOperands wide = WindowOperands(33);
+  wide.shapes.head_size = 32;
+  Refused<cuda::NoKernel>("D is 32, not 16", [&] { Run({pack}, WindowNode(), wide); });
+  TestOperands skewed = WindowOperands(33);
+  skewed.addresses[0] = reinterpret_cast<const void*>(4104);
+  Refused<InvalidOperands>("the address of Q is 4104: GPU kernels need a multiple of 16",
+                           [&] { Run({pack}, WindowNode(), skewed); });
+  Expect(TakeCalls().empty(), "nothing is launched where a parameter is wrong");
+  TestOperands many = WindowOperands(1 << 30);
+  Refused<InvalidOperands>("GPU kernels go up to", [&] { Run({pack}, WindowNode(), many); });
+  TestOperands blocks = WindowOperands(1 << 29, true, 1 << 10);
+  Refused<InvalidOperands>("grid x = ", [&] { Run({pack}, WindowNode(), blocks); });
+  cuda::Modules modules(LONGSPAN_STUB_DRIVER);
+  const cuda::Launcher launcher(WindowNode(), {pack}, 0, &modules);
+  TestScratch scratch;
+  scratch.fail = true;
+  Refused<std::bad_alloc>("", [&] { launcher.Launch(WindowOperands(33), kStream, &scratch); });
+}
+
+int64_t Value(const char* text) {
+  const cuda::SizeNames names;
+  std::vector<int64_t> sizes(names.Count(), 0);
+  sizes[cuda::kB] = 7;
+  sizes[cuda::kHq] = int64_t{1} << 62;
+  return cuda::Expression(text, names, std::vector<bool>(names.Count(), true)).Evaluate(sizes);
+}
+
+void TestExpressions() {
+  Expect(Value("B 2 *") == 14 && Value("B 2 //") == 3 && Value("B 2 cdiv") == 4 && Value("B 2 %") == 1, "division");
+  Expect(Value("2 B -") == -5 && Value("B 9 min") == 7 && Value("B 9 max") == 9, "subtraction, min, max");
+  Expect(Value("B 7 le") == 1 && Value("B 6 le") == 0 && Value("B 3 both") == 1 && Value("B 0 both") == 0, "le, both");
+  for (const char* text : {"", "B  2 +", "B +", "B 2", "B 02 +", "b", "B 4611686018427387904 +", "B -1 +", "+ B 2"}) {
+    Refused<cuda::InvalidExpression>("", [text] { Value(text); });
+  }
+  for (const char* text : {"H_q H_q +", "H_q 4 *", "0 H_q - H_q - 1 -", "B 0 //", "0 1 - 2 %", "B 0 1 - cdiv"}) {
+    Refused<cuda::InvalidExpression>("", [text] { Value(text); });
+  }
+  std::string deep = "1";
+  for (int i = 0; i < 32; ++i) deep += " 1";
+  for (int i = 0; i < 32; ++i) deep += " +";
+  Refused<cuda::InvalidExpression>("more than 32", [&] { Value(deep.c_str()); });
+  Expect(Value(deep.substr(2, deep.size() - 4).c_str()) == 32, "32 values on the stack are allowed");
+}
+
+// FIPS 180-4's examples.
+void TestSha256() {
+  const auto hash = [](const std::string& text) {
+    cuda::Sha256 sha;
+    for (const char c : text) sha.Update(reinterpret_cast<const uint8_t*>(&c), 1);
+    cuda::Sha256 whole;
+    whole.Update(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+    const std::string digest = cuda::Hex(sha.Finish());
+    Expect(digest == cuda::Hex(whole.Finish()), "byte by byte and at once");
+    return digest;
+  };
+  Expect(hash("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "SHA-256 of abc");
+  Expect(hash("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "SHA-256 of nothing");
+  Expect(hash(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
+         "SHA-256 of a million a");
+}
+
+// Every byte changed, every length cut: refused, and nothing is read outside the file (the sanitizers watch).
+void TestDamage() {
+  const TestKernel kernel{"w", "90", "cubin"};
+  const std::vector<uint8_t> good =
+      Seal("compiler\ttest\n" +
+               KernelText({"lists", "90", "cubin", "0", "lists"}, "bfloat16", kBlockParameters, "rows\t1\t1") +
+               "recipe\tBlockSparseAttention\tbfloat16\t90\tcubin\ninputs\tQ,K,V,kv_num_blocks,kv_indices,"
+               "full_kv_num_blocks,full_kv_indices,block_mask_ids,block_masks\noutputs\tY\nmatch\tD\t16\n"
+               "match\tD_v\t16\nmatch\tgroup\t1\nmatch\tis_causal\t1\nmatch\texclude_self\t0\nmatch\tsoftcap\t1\n"
+               "match\tq_block_size\t8\nmatch\tkv_block_size\t16\nmatch\tlists_per_head\t0\npath\twhole\t1\n"
+               "size\trows\tS_q 8 cdiv\nlaunch\t0\nend\n",
+           {CodeOf(kernel, kBlockSizes)});
+  const auto accepted = [](std::vector<uint8_t> data) {
+    try {
+      cuda::Pack::FromBytes(std::move(data));
+      return true;
+    } catch (const cuda::InvalidPack&) {
+      return false;
+    }
+  };
+  Expect(accepted(good), "the pack that is damaged next is good");
+  for (size_t size = 0; size < good.size(); ++size) {
+    Expect(!accepted({good.begin(), good.begin() + static_cast<ptrdiff_t>(size)}), "cut to " + std::to_string(size));
+  }
+  for (size_t at = 0; at < good.size(); ++at) {
+    std::vector<uint8_t> bad = good;
+    bad[at] ^= 1;
+    Expect(!accepted(bad), "byte " + std::to_string(at) + " changed");
+    // With the hash made right: it may be accepted, and must be read safely.
+    cuda::Sha256 hash;
+    hash.Update(bad.data(), 32);
+    hash.Update(bad.data() + 64, bad.size() - 64);
+    const cuda::Digest digest = hash.Finish();
+    std::copy(digest.begin(), digest.end(), bad.begin() + 32);
+    accepted(bad);
+  }
+}
+
+void TestRuntime() {
+  cuda::Runtime runtime(LONGSPAN_STUB_DRIVER);
+  const std::vector<uint8_t> data = Seal("compiler\ttest\nend\n", {});
+  std::string id;
+  {
+    const auto one = runtime.AddPack(data), two = runtime.AddPack(data);
+    Expect(one == two, "equal packs are one");
+    id = one->id;
+    Expect(runtime.FindPack(id) == one, "a pack is found by its id");
+  }
+  Expect(runtime.FindPack(id) == nullptr, "and kept for as long as it is needed");
+  Refused<cuda::InvalidPack>("nowhere.pack: cannot be opened", [] { cuda::ReadPackPath("nowhere.pack"); });
+}
+
+}  // namespace
+
+int main() {
+  TestSha256();
+  TestExpressions();
+  TestDamage();
+  TestWindowValues();
+  TestBlockValues();
+  TestArchitectures();
+  TestLoading();
+  TestDriverErrors();
+  TestRefusals();
+  TestRuntime();
+  if (failures == 0) std::printf("the launcher does what it should\n");
+  return failures == 0 ? 0 : 1;
+}
