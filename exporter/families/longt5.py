@@ -74,7 +74,9 @@ def _standard(model: nn.Module, conversion: Conversion) -> tuple[StandardSite, .
         (name, model.get_submodule(name)) for name in modules_of_class(model, _TRANSIENT_GLOBAL)
     ]
     return tuple(
-        StandardSite(name, f"its side keys, one per block of {module.global_block_size} tokens, which every query sees")
+        StandardSite(
+            f"{name} (side keys)", f"one per block of {module.global_block_size} tokens, which every query sees"
+        )
         for name, module in modules
     )
 

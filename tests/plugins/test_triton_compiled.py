@@ -109,7 +109,7 @@ def test_every_input_at_once_spills_little(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_block_lists_with_masks(architecture: int, tmp_path: Path) -> None:
     kernel = compiled("blocks", architecture, "block_sparse_forward")
-    assert_sound(kernel, tmp_path)
+    assert_sound(kernel, tmp_path, stack=16)  # none with Triton 3.9
     assert_uses_the_machine(kernel)
 
 
