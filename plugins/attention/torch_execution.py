@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..definition import Operator
 from ..errors import InvalidOperands
 from .operands import ScoreAttributes, Shapes
 
@@ -30,6 +31,17 @@ def check_types(present: Mapping[str, torch.Tensor], own: Mapping[str, torch.dty
         raise InvalidOperands(f"{name} is {tensor.dtype}: must be {wanted} beside a Q of {q_type}")
     if not q_type.is_floating_point:
         raise InvalidOperands(f"Q is {q_type}: must be float16, bfloat16, float32 or float64")
+
+
+def present_inputs(operator: Operator, operands: object) -> dict[str, torch.Tensor]:
+    """The inputs that are present, by formal name.
+
+    Args:
+        operator: The definition.
+        operands: A record with a field per input, named as the input in lower case; None where it is absent.
+    """
+    values = ((tensor.name, getattr(operands, tensor.name.lower())) for tensor in operator.inputs)
+    return {name: value for name, value in values if value is not None}
 
 
 def accumulator(q: torch.Tensor) -> torch.dtype:

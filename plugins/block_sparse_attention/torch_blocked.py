@@ -18,13 +18,13 @@ from ..attention.torch_execution import (
     check_types,
     cleared,
     head_counts,
+    present_inputs,
     scaled,
     softmax,
     split_heads,
 )
-from .definition import Attributes, ListBounds, check_lists, infer_shapes
+from .definition import BLOCK_SPARSE_ATTENTION, Attributes, ListBounds, check_lists, infer_shapes
 
-_FORMAL = {"q": "Q", "k": "K", "v": "V"}
 _LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "block_mask_ids")
 _TYPES = dict.fromkeys((*_LISTS, "q_positions", "k_positions"), torch.int32) | {"block_masks": torch.uint8}
 
@@ -51,7 +51,7 @@ class Operands:
 
     def present(self) -> dict[str, torch.Tensor]:
         """The inputs that are present, by formal name."""
-        return {_FORMAL.get(name, name): value for name, value in vars(self).items() if value is not None}
+        return present_inputs(BLOCK_SPARSE_ATTENTION, self)
 
 
 def blocked_attention(operands: Operands, attributes: Attributes) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..gpu import launch
 from ..gpu.launch import LaunchPlan
@@ -38,13 +37,7 @@ def plan(
     """
     from .triton_variants import recipe
 
-    inputs = {name: tuple(tensor.shape) for name, tensor in operands.items()}
-    shapes = infer_shapes(inputs, attributes)
-    given: dict[str, Any] = {name: value for name, value in asdict(attributes).items() if value is not None}
-    dtype = str(operands["Q"].dtype).removeprefix("torch.")
-    site = launch.site_of("BlockSparseAttention", shapes, dtype, inputs, given, lse)
-    architecture, multiprocessors = launch.device_facts(operands["Q"])
-    return launch.plan(recipe(site, architecture, tiles, few_rows), shapes, inputs, multiprocessors, attributes.scale)
+    return launch.plan_node("BlockSparseAttention", (infer_shapes, recipe), operands, attributes, lse, tiles, few_rows)
 
 
 def block_sparse_attention(
@@ -65,9 +58,4 @@ def block_sparse_attention(
         InvalidOperands: a shape contradicts the definition, or with `check` a value of the lists or lengths.
         NoKernel: no kernel covers the call.
     """
-    planned = plan(operands, attributes, lse=lse)
-    buffers = launch.allocate(planned, operands["Q"].device)
-    results = launch.run(planned, operands, buffers)
-    if check:
-        launch.check_status(buffers.get("status"), planned.inputs)
-    return results
+    return launch.execute(plan(operands, attributes, lse=lse), operands, check)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..gpu.build import FEW_TILES, ROW_STRIDES, Builder, Line, merge_variant, precision, tile_for, widths
+from ..gpu.build import (
+    FEW_TILES,
+    LARGEST_FOLD,
+    ROW_STRIDES,
+    Builder,
+    Line,
+    merge_variant,
+    number_of_splits,
+    partial_buffers,
+    precision,
+    tile_for,
+    widths,
+)
 from ..gpu.tiles import Tile
 from ..gpu.variants import Buffer, KernelSite, KernelVariant, Path, Recipe, status_buffer
 from .definition import Attributes
 
 _MODULE = "block_sparse_attention.triton_kernel"
-_LARGEST_SPLIT = 32
-_LARGEST_FOLD = 16
 _PREPARED_ROWS = 32
 _SMALLEST_DIVISOR = 32  # fewer keys a tile cost more than gathering them from several blocks
 
@@ -107,7 +117,7 @@ class _Recipes:
         self.site, self.architecture = site, architecture
         self.attributes = Attributes.from_mapping(site.attributes)
         self.builder = Builder(site, architecture)
-        self.fold = 1 if site.lists_per_head else min(site.group, _LARGEST_FOLD, split.block_m)
+        self.fold = 1 if site.lists_per_head else min(site.group, LARGEST_FOLD, split.block_m)
         self.folds = -(-site.group // self.fold)
         self.units = f"H_kv * {self.folds}" if self.folds > 1 else "H_kv"
         self.whole, self.split = self._fitted(whole), self._fitted(split)
@@ -137,16 +147,11 @@ class _Recipes:
         buffers = [Buffer("row_order", "i32", "B_lists * H_lists * rows"), status_buffer()]
         kernels = [self._prepare(), self._forward(tile, split)]
         if split:
-            # Two programs per multiprocessor, as long as each has two tiles of keys.
             per_tile = min(tile.block_m // self.fold, tall)
-            programs = f"max(B * {self.units} * cdiv(S_q, {per_tile}), 1)"
+            programs = f"B * {self.units} * cdiv(S_q, {per_tile})"
             keys = f"min((W + W_full) * {wide}, 2 * S_k)"
-            most = f"max(1, min({_LARGEST_SPLIT}, cdiv(2 * SMS, {programs}), cdiv({keys}, {2 * tile.block_n})))"
-            sizes.append(("splits", most))
-            buffers += [
-                Buffer("partial_out", "fp32", f"splits * B * H_q * S_q * {self.site.v_head_size}"),
-                Buffer("partial_lse", "fp32", "splits * B * H_q * S_q"),
-            ]
+            sizes.append(("splits", number_of_splits(programs, keys, tile.block_n)))
+            buffers += partial_buffers(self.site)
             kernels.append(merge_variant(self.builder, "", "S_q", "splits", scattered=False))
         return Path(name, condition, tuple(sizes), tuple(buffers), tuple(kernels))
 

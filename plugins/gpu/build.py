@@ -8,13 +8,18 @@ from math import gcd
 from typing import Any
 
 from .tiles import Tile, padded
-from .variants import DTYPES, ELEMENT_SIZES, Constant, KernelSite, KernelVariant, Parameter
+from .variants import DTYPES, ELEMENT_SIZES, Buffer, Constant, KernelSite, KernelVariant, Parameter
 
 POINTER_ALIGNMENT = 16
 """Bytes that every pointer is a multiple of; what vector loads and cp.async need."""
 
 FEW_TILES = 4
 """Small tiles of query rows up to which keys are split over programs: with more, the large tiles fill a GPU alone."""
+
+LARGEST_FOLD = 16
+"""Query heads of a group that share a tile, at most."""
+
+_LARGEST_SPLIT = 32
 
 ROW_STRIDES = tuple(
     (f"{letter}_{axis}", "i64", f"stride:{name}.{axis}")
@@ -108,6 +113,19 @@ class Builder:
             size = self.site.head_size if meaning[7] in "QK" else self.site.v_head_size
             divisor = gcd(size, 16)
         return Parameter(name, kind, meaning, divisor)
+
+
+def number_of_splits(programs: str, keys: str, block_n: int) -> str:
+    """Size expression: two programs per multiprocessor, as long as each has two tiles of keys."""
+    return f"max(1, min({_LARGEST_SPLIT}, cdiv(2 * SMS, max({programs}, 1)), cdiv({keys}, {2 * block_n})))"
+
+
+def partial_buffers(site: KernelSite) -> list[Buffer]:
+    """What split rows write, and `merge_variant` reads."""
+    return [
+        Buffer("partial_out", "fp32", f"splits * B * H_q * S_q * {site.v_head_size}"),
+        Buffer("partial_lse", "fp32", "splits * B * H_q * S_q"),
+    ]
 
 
 def merge_variant(builder: Builder, rows: str, rows_per_head: str, splits: str, scattered: bool) -> KernelVariant:

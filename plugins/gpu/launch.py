@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..attention.operands import Shapes
 from ..errors import InvalidOperands
 from ..registry import operator as definition_of
 from .expressions import evaluate
+from .tiles import Tile
 from .variants import STATUS, KernelSite, KernelVariant, NoKernel, Path, Recipe
 
 if TYPE_CHECKING:
@@ -209,6 +210,63 @@ def site_of(
         heads=shapes.q_num_heads, kv_heads=shapes.kv_num_heads, inputs=tuple(inputs), attributes=dict(attributes),
         lse=lse, lists_per_head=any(shape[1] > 1 for shape in counts),
     )  # fmt: skip
+
+
+def plan_node(
+    operator: str,
+    definition: tuple[Callable[..., Shapes], Callable[..., Recipe]],
+    operands: Mapping[str, torch.Tensor],
+    attributes: Any,
+    lse: bool,
+    tiles: tuple[Tile, Tile] | None,
+    few_rows: int | None,
+) -> LaunchPlan:
+    """Check the shapes of an operator's inputs and lay out its launches; what every operator's own `plan` does.
+
+    Args:
+        operator: Name of the operator.
+        definition: Its `infer_shapes` and its `recipe`.
+        operands: Inputs by formal name.
+        attributes: Its attributes, a dataclass.
+        lse: Whether the log-sum-exp is wanted.
+        tiles: Tiles for many and for few rows; None for the tuned ones.
+        few_rows: Largest S_q for which keys are split; None for the recipe's own.
+
+    Raises:
+        InvalidOperands: a shape contradicts the definition.
+        NoKernel: no kernel covers the call.
+    """
+    infer_shapes, recipe = definition
+    inputs = {name: tuple(tensor.shape) for name, tensor in operands.items()}
+    shapes = infer_shapes(inputs, attributes)
+    given = {name: value for name, value in asdict(attributes).items() if value is not None}
+    dtype = str(operands["Q"].dtype).removeprefix("torch.")
+    site = site_of(operator, shapes, dtype, inputs, given, lse)
+    architecture, multiprocessors = device_facts(operands["Q"])
+    return plan(recipe(site, architecture, tiles, few_rows), shapes, inputs, multiprocessors, attributes.scale)
+
+
+def execute(
+    planned: LaunchPlan, operands: Mapping[str, torch.Tensor], check: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Allocate what a plan needs and run it.
+
+    Args:
+        planned: The plan.
+        operands: Inputs by formal name, on one device.
+        check: Whether to wait for the device and raise what it found out of range.
+
+    Returns:
+        (Y, lse or None).
+
+    Raises:
+        InvalidOperands: with `check`, a value is out of range.
+    """
+    buffers = allocate(planned, operands["Q"].device)
+    results = run(planned, operands, buffers)
+    if check:
+        check_status(buffers.get("status"), planned.inputs)
+    return results
 
 
 def device_facts(tensor: torch.Tensor) -> tuple[int, int]:

@@ -18,11 +18,12 @@ from ..attention.torch_execution import (
     check_types,
     cleared,
     head_counts,
+    present_inputs,
     scaled,
     softmax,
     split_heads,
 )
-from .definition import Attributes, infer_shapes
+from .definition import SLIDING_WINDOW_ATTENTION, Attributes, infer_shapes
 
 _BLOCK = 128
 
@@ -46,8 +47,7 @@ class Operands:
 
     def present(self) -> dict[str, torch.Tensor]:
         """The inputs that are present, by formal name."""
-        formal = {"q": "Q", "k": "K", "v": "V", "global_q": "global_Q", "global_k": "global_K", "global_v": "global_V"}
-        return {formal.get(name, name): value for name, value in vars(self).items() if value is not None}
+        return present_inputs(SLIDING_WINDOW_ATTENTION, self)
 
 
 @dataclass(frozen=True)

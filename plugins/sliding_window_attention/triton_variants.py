@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from ..gpu.build import FEW_TILES, ROW_STRIDES, Builder, Line, merge_variant, precision, tile_for, widths
+from ..gpu.build import (
+    FEW_TILES,
+    LARGEST_FOLD,
+    ROW_STRIDES,
+    Builder,
+    Line,
+    merge_variant,
+    number_of_splits,
+    partial_buffers,
+    precision,
+    tile_for,
+    widths,
+)
 from ..gpu.tiles import Tile
 from ..gpu.variants import Buffer, KernelSite, KernelVariant, Path, Recipe, status_buffer
 from .definition import Attributes
 
 _MODULE = "sliding_window_attention.triton_kernel"
-_LARGEST_SPLIT = 32
-_LARGEST_FOLD = 16
 
 _WINDOW: tuple[Line, ...] = (
     ("q", "*T", "input:Q"),
@@ -112,7 +122,7 @@ class _Recipes:
         self.dilations = dilation if len(dilation) > 1 else dilation * site.heads
         groups = [self.dilations[h : h + site.group] for h in range(0, site.heads, site.group)]
         uniform = all(len(set(group)) == 1 for group in groups)
-        self.fold = min(site.group, _LARGEST_FOLD, split.block_m) if uniform else 1
+        self.fold = min(site.group, LARGEST_FOLD, split.block_m) if uniform else 1
         self.folds = -(-site.group // self.fold)
         self.units = f"H_kv * {self.folds}" if self.folds > 1 else "H_kv"
 
@@ -127,17 +137,14 @@ class _Recipes:
         sizes = [("tiles", self._tiles(rows))]
         buffers: list[Buffer] = []
         if split:
-            sizes.append(("splits", self._splits(f"B * {self.units} * tiles", self._band_keys(rows), tile.block_n)))
-            buffers += [
-                Buffer("partial_out", "fp32", f"splits * B * H_q * S_q * {site.v_head_size}"),
-                Buffer("partial_lse", "fp32", "splits * B * H_q * S_q"),
-            ]
+            sizes.append(("splits", number_of_splits(f"B * {self.units} * tiles", self._band_keys(rows), tile.block_n)))
+            buffers += partial_buffers(site)
         kernels = [self._window(tile, split)]
         if split:
             kernels.append(merge_variant(self.builder, "", "S_q", "splits", scattered=False))
         if site.has("global_mask"):
             tile_rows = str(rows)
-            sizes.append(("global_splits", self._splits(f"B * {self.units}", "S_k", tile.block_n)))
+            sizes.append(("global_splits", number_of_splits(f"B * {self.units}", "S_k", tile.block_n)))
             buffers += [
                 Buffer("global_keys", "i32", "B * S_k"),
                 Buffer("global_key_counts", "i32", "B"),
@@ -167,11 +174,6 @@ class _Recipes:
     def _band_keys(rows: int) -> str:
         """Keys that a tile sees, at most."""
         return f"min(S_k, LEFT + RIGHT + {rows})"
-
-    @staticmethod
-    def _splits(programs: str, keys: str, block_n: int) -> str:
-        """Two programs per multiprocessor, as long as each has two tiles of keys."""
-        return f"max(1, min({_LARGEST_SPLIT}, cdiv(2 * SMS, max({programs}, 1)), cdiv({keys}, {2 * block_n})))"
 
     def _absent(self, *also: str) -> list[str]:
         optional = ("attn_mask", "nonpad_kv_seqlen", "global_mask", "band_bias", "sinks", "spans")
