@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import MANIFEST_FILE, Bundle
+from .bundle import Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest
 from .manifest import fixed_length
@@ -16,6 +16,7 @@ from .sites.graph import SiteGraph
 from .sites.kind import Unknown
 from .sites.record import AttentionSite, StandardSite
 from .sources import SourceRequest
+from .whole_folders import MANIFEST_FILE
 
 DEFAULT_LENGTH = 4096
 """Tokens to compute costs for; less where the model accepts less."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bundle import MODEL_FILE, Bundle, Reservation, reserved
+from .bundle import MODEL_FILE, Bundle
 from .conversion import UNCHANGED, Conversion
 from .errors import InvalidRequest, NothingReplaced
 from .families import Family, find_family
@@ -21,6 +21,7 @@ from .manifest import KernelsRecord, Manifest
 from .sites.record import AttentionSite, StandardSite, find_sites
 from .sources import Source, SourceRequest, load_source
 from .versions import installed_versions
+from .whole_folders import Reservation, reserved
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -204,7 +205,7 @@ def _write(
         inputs, outputs = read_interface(file, source.input_records)
         return dataclasses.replace(manifest, inputs=inputs, outputs=outputs)
 
-    return reservation.write(write_model)
+    return Bundle(reservation.out, reservation.write(write_model))
 
 
 def approximation(prepared: Prepared, conversion: Conversion) -> str:

@@ -165,7 +165,7 @@ def test_a_truncated_model_file(
     content = (bundle / "model.onnx").read_bytes()
     (bundle / "model.onnx").write_bytes(content[: len(content) // 2])
     line = fails(3, command, bundle)
-    assert "model.onnx: differs from what was exported (SHA-256); next step: export again" in line
+    assert "model.onnx: differs from what was written (SHA-256); next step: export again" in line
 
 
 def test_weights_changed_after_export(

@@ -11,10 +11,11 @@ from pathlib import Path
 import onnx
 import pytest
 from longspan.cli.main import run
-from longspan.exporter.bundle import MANIFEST_FILE, MODEL_FILE
+from longspan.exporter.bundle import MODEL_FILE
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.parity.cases import LONGEST
 from longspan.exporter.parity.comparison import ORIGINAL_LONGEST
+from longspan.exporter.whole_folders import MANIFEST_FILE
 
 Copy = Callable[[Path], Path]
 

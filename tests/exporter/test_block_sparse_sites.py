@@ -237,8 +237,8 @@ def test_lists_that_cannot_be_computed_are_unknown_and_the_rest_is_told(
     factory: Path, bundle: Path, copied: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     import onnx
-    from longspan.exporter.bundle import MANIFEST_FILE
     from longspan.exporter.manifest import sha256_of
+    from longspan.exporter.whole_folders import MANIFEST_FILE
 
     broken = copied(bundle)
     model = onnx.load(broken / MODEL_FILE)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from longspan.exporter.bundle import Bundle, check_destination, reserved
+from longspan.exporter.bundle import Bundle
 from longspan.exporter.conversion import Conversion
 from longspan.exporter.errors import BundleCorrupted, ExportFailed, InvalidRequest
 from longspan.exporter.manifest import InputRecord, Manifest, OutputRecord, SourceRecord
 from longspan.exporter.sites.record import AttentionSite, Rung
+from longspan.exporter.whole_folders import check_destination, reserved
 
 MANIFEST = Manifest(
     source=SourceRecord("config", "config.json", "BertModel", {"config.json": "00"}, inputs=("input_ids",)),
@@ -47,7 +48,7 @@ def write(folder: Path) -> Manifest:
 
 def write_bundle(out: Path, write_model: Callable[[Path], Manifest] = write) -> Bundle:
     with reserved(out, force=True) as reservation:
-        return reservation.write(write_model)
+        return Bundle(out, reservation.write(write_model))
 
 
 def names(folder: Path) -> list[str]:
@@ -58,7 +59,7 @@ def names(folder: Path) -> list[str]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from longspan.exporter import bundle
+from longspan.exporter import whole_folders
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -69,11 +70,11 @@ def write(folder):
         die()
     return type("Manifest", (), {})
 
-bundle.dataclasses.replace = lambda manifest, files: type("M", (), {"to_json": lambda self: "{}"})()
+whole_folders.dataclasses.replace = lambda manifest, files: type("M", (), {"to_json": lambda self: "{}"})()
 if sys.argv[2] == "renaming":
     rename = Path.rename
     Path.rename = lambda self, to: die() if self.name == "new" else rename(self, to)
-with bundle.reserved(Path(sys.argv[1]), force=True) as reservation:
+with whole_folders.reserved(Path(sys.argv[1]), force=True) as reservation:
     reservation.write(write)
 """
 

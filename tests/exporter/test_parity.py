@@ -13,13 +13,14 @@ import onnx
 import pytest
 import torch
 from longspan.exporter import SourceRequest, check, export
-from longspan.exporter.bundle import MANIFEST_FILE, MODEL_FILE, Bundle
+from longspan.exporter.bundle import MODEL_FILE, Bundle
 from longspan.exporter.errors import BundleCorrupted, ExportFailed, FallbackRan, InvalidRequest
 from longspan.exporter.families import longformer
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.parity import CheckReport
 from longspan.exporter.parity.inputs import load_feeds
 from longspan.exporter.parity.saved import load, to_json
+from longspan.exporter.whole_folders import MANIFEST_FILE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -89,8 +89,9 @@ def test_an_error_behind_the_last_site_blames_no_site(longformer_bundle: Path, t
 
 def test_weights_beside_the_model_are_found(longformer_bundle: Path, tmp_path: Path) -> None:
     import onnx
-    from longspan.exporter.bundle import MANIFEST_FILE, MODEL_FILE
+    from longspan.exporter.bundle import MODEL_FILE
     from longspan.exporter.manifest import sha256_of
+    from longspan.exporter.whole_folders import MANIFEST_FILE
 
     bundle = Path(shutil.copytree(longformer_bundle, tmp_path / "bundle"))
     model = onnx.load(bundle / MODEL_FILE)

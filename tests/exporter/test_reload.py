@@ -15,12 +15,13 @@ import pytest
 import torch
 from longspan.cli.main import run
 from longspan.exporter import export
-from longspan.exporter.bundle import MANIFEST_FILE, Bundle
+from longspan.exporter.bundle import Bundle
 from longspan.exporter.errors import BundleCorrupted, ExporterError, ExportFailed, InvalidRequest
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.sources import SourceRequest, load_source
 from longspan.exporter.sources.reload import Consent, request_again
 from longspan.exporter.throughput.variants import stock_variant
+from longspan.exporter.whole_folders import MANIFEST_FILE
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
