@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -54,11 +55,7 @@ def attach_function_bodies(model: ir.Model) -> None:
     if not nodes:
         return
     opset = model.opset_imports.get("", 0)
-    if opset < MINIMUM_OPSET:
-        raise InvalidOperands(
-            f"the model uses opset {opset}; allowed for function bodies: {MINIMUM_OPSET} or later; next step: export "
-            f"with a later opset, or use onnx.version_converter.convert_version(model, {MINIMUM_OPSET})"
-        )
+    _check_opset(opset)
     functions: dict[ir.OperatorIdentifier, ir.Function] = {}
     for node in nodes:
         signature, build = _body(node)
@@ -106,6 +103,35 @@ def signature_of(node: ir.Node) -> AttentionSignature:
         InvalidOperands: the node names no known operator or contradicts its definition.
     """
     return _body(node)[0]
+
+
+def fixed_size_body(node: ir.Node, opset: int) -> ir.Function:
+    """Build the body of a ``longspan`` node in which every size follows from shapes, for one node to be inlined.
+
+    TensorRT builds nothing else. `attach_function_bodies` prefers a form that looks at the lists, where that one is
+    faster.
+
+    Args:
+        node: Its attributes and inputs are written, in place, as `attach_function_bodies` writes them.
+        opset: The model's version of the standard domain.
+
+    Raises:
+        InvalidOperands: the node names no known operator or contradicts its definition, or the opset is below 18.
+    """
+    _check_opset(opset)
+    signature = signature_of(node)
+    _normalise(node)
+    if isinstance(signature, block_sparse_attention.Signature):
+        return block_sparse_attention.function_body(dataclasses.replace(signature, even=True), opset)
+    return _body(node)[1](opset)
+
+
+def _check_opset(opset: int) -> None:
+    if opset < MINIMUM_OPSET:
+        raise InvalidOperands(
+            f"the model uses opset {opset}; allowed for function bodies: {MINIMUM_OPSET} or later; next step: export "
+            f"with a later opset, or use onnx.version_converter.convert_version(model, {MINIMUM_OPSET})"
+        )
 
 
 def _body(node: ir.Node) -> _Body:

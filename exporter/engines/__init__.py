@@ -1,0 +1,1 @@
+"""Engines: what a bundle becomes for one runtime and one architecture."""

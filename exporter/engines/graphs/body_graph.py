@@ -1,0 +1,55 @@
+"""The graph for runtimes that have no kernel of ours: TensorRT-RTX, and TensorRT without the plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ....plugins.definition import DOMAIN
+from .inlining import inline_other_functions, inline_site, without_loop_conditions
+from .refusals import refuse_unknown_operators
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def body_graph(model: ir.Model) -> ir.Model:
+    """Inline every function, those of attention sites in the form that TensorRT builds.
+
+    Args:
+        model: A bundle's graph; it is not changed, and shares its weights with the result.
+
+    Returns:
+        A graph of standard operators without functions, whose nodes and values all have names of their own.
+
+    Raises:
+        ExportFailed: a site contradicts its operator's definition, or a node is of an operator that is neither standard
+            ONNX nor has a function. TensorRT takes such a node for a plugin, and TensorRT-RTX then ends the process.
+    """
+    prepared = model.clone()
+    inline_other_functions(prepared)
+    for node in [node for node in prepared.graph.all_nodes() if node.domain == DOMAIN]:
+        inline_site(prepared, node)
+    finish(prepared)
+    refuse_unknown_operators(prepared)
+    return prepared
+
+
+def finish(model: ir.Model) -> None:
+    """Tidy up, in place, after sites were inlined: dead functions, loop conditions, names, imports."""
+    from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
+
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    without_loop_conditions(model)
+    name_nodes(model)
+    RemoveUnusedOpsetsPass()(model)
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give each node, in place, a name that no other has: TensorRT's inspector finds layers by them."""
+    used: set[str] = set()
+    for number, node in enumerate(model.graph.all_nodes()):
+        name = node.name or f"{node.op_type}_{number}"
+        if name in used:
+            name = next(wanted for k in range(1, len(used) + 2) if (wanted := f"{name}~{k}") not in used)
+        used.add(name)
+        node.name = name
