@@ -138,12 +138,15 @@ def numpy_type(name: str) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def parse_shapes(texts: Iterable[str], inputs: Sequence[InputRecord]) -> dict[str, tuple[int, ...]]:
+def parse_shapes(
+    texts: Iterable[str], inputs: Sequence[InputRecord], option: str = "--input-shapes"
+) -> dict[str, tuple[int, ...]]:
     """Parse ``name:[size,size]``, the syntax of Polygraphy's ``--input-shapes``.
 
     Args:
         texts: One text per input.
         inputs: The manifest's inputs.
+        option: The option that the texts come from, for errors.
 
     Raises:
         InvalidRequest: a text is malformed, or a shape does not fit its input.
@@ -157,15 +160,15 @@ def parse_shapes(texts: Iterable[str], inputs: Sequence[InputRecord]) -> dict[st
         except ValueError:
             shape = ()
         if not separator or not shape or min(shape) < 1:
-            raise InvalidRequest(f"--input-shapes {text}: must be input:[size,size,…], e.g. input_ids:[1,128]")
+            raise InvalidRequest(f"{option} {text}: must be input:[size,size,…], e.g. input_ids:[1,128]")
         if name not in records:
-            raise InvalidRequest(f"--input-shapes {text}: no input {name!r}; allowed: {', '.join(records)}")
+            raise InvalidRequest(f"{option} {text}: no input {name!r}; allowed: {', '.join(records)}")
         record = records[name]
         fits = len(shape) == len(record.shape) and all(
             isinstance(wanted, str) or wanted == got for wanted, got in zip(record.shape, shape, strict=True)
         )
         if not fits:
-            raise InvalidRequest(f"--input-shapes {text}: input {name} has shape {list(record.shape)}")
+            raise InvalidRequest(f"{option} {text}: input {name} has shape {list(record.shape)}")
         shapes[name] = shape
     return shapes
 
