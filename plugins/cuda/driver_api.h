@@ -49,6 +49,7 @@ constexpr int kJitErrorLogBufferSizeBytes = 6;
   X(primary_ctx_retain, cuDevicePrimaryCtxRetain, (CUcontext * context, CUdevice device))                        \
   X(primary_ctx_release, cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                        \
   X(ctx_get_current, cuCtxGetCurrent, (CUcontext * context))                                                     \
+  X(ctx_get_device, cuCtxGetDevice, (CUdevice * device))                                                         \
   X(ctx_push_current, cuCtxPushCurrent_v2, (CUcontext context))                                                  \
   X(ctx_pop_current, cuCtxPopCurrent_v2, (CUcontext * context))                                                  \
   X(module_load_data_ex, cuModuleLoadDataEx,                                                                     \

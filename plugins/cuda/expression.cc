@@ -1,6 +1,7 @@
 #include "cuda/expression.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "cuda/text.h"
 
@@ -15,6 +16,13 @@ constexpr std::string_view kOperators[] = {"+", "-", "*", "//", "%", "cdiv", "mi
 bool IsName(std::string_view token) {
   return !token.empty() && (IsLetter(token[0]) || token[0] == '_') &&
          std::all_of(token.begin(), token.end(), [](char c) { return IsLetter(c) || IsDigit(c) || c == '_'; });
+}
+
+// Overflows are errors, so that no value is outside int64.
+std::optional<Range> Representable(__int128 low, __int128 high) {
+  constexpr __int128 least = std::numeric_limits<int64_t>::min(), most = std::numeric_limits<int64_t>::max();
+  if (low > most || high < least) return std::nullopt;
+  return Range{static_cast<int64_t>(std::max(low, least)), static_cast<int64_t>(std::min(high, most))};
 }
 
 }  // namespace
@@ -121,6 +129,69 @@ int64_t Expression::Evaluate(const std::vector<int64_t>& sizes) const {
     }
   }
   return stack[0];
+}
+
+std::optional<Range> Expression::Apply(Op op, Range left, Range right) {
+  using Wide = __int128;
+  switch (op) {
+    case kAdd:
+      return Representable(Wide{left.low} + right.low, Wide{left.high} + right.high);
+    case kSubtract:
+      return Representable(Wide{left.low} - right.high, Wide{left.high} - right.low);
+    case kMultiply: {
+      const Wide products[] = {Wide{left.low} * right.low, Wide{left.low} * right.high, Wide{left.high} * right.low,
+                               Wide{left.high} * right.high};
+      const auto [low, high] = std::minmax_element(std::begin(products), std::end(products));
+      return Representable(*low, *high);
+    }
+    case kMin:
+      return Range{std::min(left.low, right.low), std::min(left.high, right.high)};
+    case kMax:
+      return Range{std::max(left.low, right.low), std::max(left.high, right.high)};
+    case kLessEqual:
+      return Range{left.high <= right.low, left.low <= right.high};
+    case kBoth: {
+      const auto zero = [](Range range) { return range.low == 0 && range.high == 0; };
+      const auto not_zero = [](Range range) { return range.low > 0 || range.high < 0; };
+      return Range{not_zero(left) && not_zero(right), !zero(left) && !zero(right)};
+    }
+    default:
+      break;
+  }
+  // Divisions of other operands are errors.
+  left.low = std::max<int64_t>(left.low, 0);
+  right.low = std::max<int64_t>(right.low, 1);
+  if (left.low > left.high || right.low > right.high) return std::nullopt;
+  if (op == kRemainder) {
+    if (left.low == left.high && right.low == right.high) return Range{left.low % right.low, left.low % right.low};
+    return Range{0, std::min(left.high, right.high - 1)};
+  }
+  const auto divide = [op](int64_t a, int64_t b) { return a / b + (op == kCeil && a % b != 0); };
+  return Range{divide(left.low, right.high), divide(left.high, right.low)};
+}
+
+std::optional<Range> Expression::Bounds(const std::vector<Range>& sizes) const {
+  Range stack[kMaxStack];
+  size_t depth = 0;
+  for (const Token& token : tokens_) {
+    if (token.op == kNumber) {
+      stack[depth++] = {token.value, token.value};
+    } else if (token.op == kName) {
+      stack[depth++] = sizes[static_cast<size_t>(token.value)];
+    } else {
+      --depth;
+      const std::optional<Range> value = Apply(token.op, stack[depth - 1], stack[depth]);
+      if (!value) return std::nullopt;
+      stack[depth - 1] = *value;
+    }
+  }
+  return stack[0];
+}
+
+void Expression::MarkSizes(std::vector<bool>* used) const {
+  for (const Token& token : tokens_) {
+    if (token.op == kName) (*used)[static_cast<size_t>(token.value)] = true;
+  }
 }
 
 }  // namespace longspan::cuda

@@ -3,6 +3,7 @@
 #define LONGSPAN_CUDA_EXPRESSION_H_
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -35,6 +36,11 @@ class SizeNames {
 // Numbers of the sizes of the operands, in SizeNames' order.
 enum Size { kB, kHq, kHkv, kSq, kSk, kD, kDv, kSms, kLeft, kRight, kW, kWFull, kM, kBLists, kHLists, kOperandSizes };
 
+// All whole numbers from `low` to `high`.
+struct Range {
+  int64_t low = 0, high = 0;
+};
+
 class Expression {
  public:
   Expression() = default;
@@ -45,6 +51,13 @@ class Expression {
 
   // Throws InvalidExpression on overflow and on bad operands of a division.
   int64_t Evaluate(const std::vector<int64_t>& sizes) const;
+
+  // A range that holds the value for any sizes in these ranges; exact where each of them is one number. Empty where
+  // there is no value for any of them.
+  std::optional<Range> Bounds(const std::vector<Range>& sizes) const;
+
+  // Sets the numbers of the sizes that the value depends on.
+  void MarkSizes(std::vector<bool>* used) const;
 
   const std::string& text() const { return text_; }
 
@@ -57,6 +70,7 @@ class Expression {
 
   static Op Operator(std::string_view token);
   int64_t Apply(Op op, int64_t left, int64_t right) const;
+  static std::optional<Range> Apply(Op op, Range left, Range right);
 
   std::string text_;
   std::vector<Token> tokens_;

@@ -6,13 +6,13 @@
 
 #include "cuda/operators.h"
 #include "cuda/text.h"
+#include "cuda/workspace.h"
 
 namespace longspan::cuda {
 namespace {
 
 constexpr int64_t kSizeBound = int64_t{1} << 31, kLengthBound = int64_t{1} << 30;
 constexpr int64_t kMaxGridX = kSizeBound - 1, kMaxGridYZ = 65535;
-constexpr size_t kBufferAlignment = 256, kElementBytes = 4;
 
 int64_t Axis(const Operands& operands, int input, size_t axis) {
   const std::optional<Shape>& shape = operands.input_shapes[input];
@@ -30,6 +30,14 @@ class Execution {
     path_ = &*std::find_if(paths.begin(), paths.end() - 1,
                            [this](const Path& path) { return path.condition.Evaluate(sizes_) != 0; });
     for (const auto& [number, expression] : path_->sizes) Set(number, expression.Evaluate(sizes_));
+  }
+
+  // Bytes that `Run` allocates; 0 where nothing is.
+  size_t ScratchBytes() const {
+    size_t total =
+        path_->buffers.empty() ? 0 : kBufferAlignment;  // the allocator's own alignment is not for us to know
+    for (const Buffer& buffer : path_->buffers) total += BufferBytes(Elements(buffer));
+    return total;
   }
 
   void Run(const std::vector<std::shared_ptr<const LoadedKernel>>& kernels, CUstream stream, Scratch* scratch) {
@@ -72,8 +80,9 @@ class Execution {
     if (s.seq_q + s.seq_k >= kLengthBound) {
       Fail("S_q + S_k = ", s.seq_q + s.seq_k, ": GPU kernels go up to ", kLengthBound - 1);
     }
-    const int64_t common[] = {s.batch, s.q_num_heads, s.kv_num_heads, s.seq_q,
-                              s.seq_k, s.head_size,   s.v_head_size,  device_.multiprocessors};
+    const int64_t common[] = {
+        s.batch, s.q_num_heads, s.kv_num_heads, s.seq_q,
+        s.seq_k, s.head_size,   s.v_head_size,  std::min(device_.multiprocessors, kMostMultiprocessors)};
     for (int number = 0; number < kLeft; ++number) Set(number, common[number]);
     if (node_.op == "SlidingWindowAttention") {
       const int64_t left = node_.integers.at("left_window_size"), right = node_.integers.at("right_window_size");
@@ -90,24 +99,23 @@ class Execution {
     }
   }
 
+  int64_t Elements(const Buffer& buffer) const {
+    const int64_t elements = buffer.elements.Evaluate(sizes_);
+    if (elements < 0 || elements > kMostElements) Fail("buffer ", buffer.name, " of ", elements, " elements");
+    return elements;
+  }
+
   // All buffers are one allocation, each at a multiple of 256 bytes and with an address of its own.
   void AllocateBuffers(Scratch* scratch) {
-    std::vector<std::pair<size_t, size_t>> places;
-    size_t total = 0;
+    const size_t total = ScratchBytes();
+    if (total == 0) return;
+    const auto raw = reinterpret_cast<CUdeviceptr>(scratch->Allocate(total));
+    CUdeviceptr next = (raw + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
     for (const Buffer& buffer : path_->buffers) {
-      const int64_t elements = buffer.elements.Evaluate(sizes_);
-      if (elements < 0 || elements > (int64_t{1} << 48)) Fail("buffer ", buffer.name, " of ", elements, " elements");
-      const size_t bytes = static_cast<size_t>(elements) * kElementBytes;
-      places.emplace_back(total, bytes);
-      total += std::max((bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment, kBufferAlignment);
-    }
-    if (places.empty()) return;
-    // The allocator's own alignment is not for us to know.
-    const auto raw = reinterpret_cast<CUdeviceptr>(scratch->Allocate(total + kBufferAlignment));
-    const CUdeviceptr base = (raw + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
-    for (size_t i = 0; i < places.size(); ++i) {
-      buffers_.push_back(base + places[i].first);
-      if (path_->buffers[i].zeroed && places[i].second > 0) zeroed_.emplace_back(buffers_[i], places[i].second);
+      const int64_t elements = Elements(buffer);
+      buffers_.push_back(next);
+      if (buffer.zeroed && elements > 0) zeroed_.emplace_back(next, static_cast<size_t>(elements) * 4);
+      next += BufferBytes(elements);
     }
   }
 
@@ -248,6 +256,11 @@ const Launcher::Loaded& Launcher::Choose(const Operands& operands) const {
   const std::string mismatch = Mismatch(*loaded_[0].candidate.recipe, node_, sizes);
   throw NoKernel("no GPU kernel for " + node_.Describe() + " on " + device_->Describe() +
                  ": the node differs from the nearest kernel's: " + mismatch);
+}
+
+Launcher::Need Launcher::NeedOf(const Operands& operands) const {
+  const Candidate& candidate = Choose(operands).candidate;
+  return {candidate.pack, Execution(node_, *device_, candidate, operands).ScratchBytes()};
 }
 
 void Launcher::Launch(const Operands& operands, CUstream stream, Scratch* scratch) const {

@@ -32,6 +32,13 @@ class Launcher {
   // beyond what kernels count) and CudaError.
   void Launch(const Operands& operands, CUstream stream, Scratch* scratch) const;
 
+  // What one execution asks its Scratch for, and the pack that runs it. Throws as Launch.
+  struct Need {
+    std::shared_ptr<const Pack> pack;
+    size_t bytes = 0;
+  };
+  Need NeedOf(const Operands& operands) const;
+
   const Device& device() const { return *device_; }
 
  private:

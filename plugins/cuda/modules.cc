@@ -67,13 +67,28 @@ LoadedKernel::~LoadedKernel() {
   api.ctx_pop_current(&popped);
 }
 
+// The caller holds the lock.
+std::shared_ptr<const Driver> Modules::OpenDriver() {
+  std::shared_ptr<const Driver> driver = driver_.lock();
+  if (driver == nullptr) driver_ = driver = std::make_shared<const Driver>(library_);
+  return driver;
+}
+
+int Modules::CurrentDevice() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::shared_ptr<const Driver> driver = OpenDriver();
+  CUcontext context = nullptr;
+  CUdevice device = 0;
+  driver->Check(driver->api.ctx_get_current(&context), "cuCtxGetCurrent");
+  if (context != nullptr) driver->Check(driver->api.ctx_get_device(&device), "cuCtxGetDevice");
+  return device;
+}
+
 std::shared_ptr<const Device> Modules::GetDevice(int ordinal) {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::shared_ptr<const Device> device = devices_[ordinal].lock();
   if (device == nullptr) {
-    std::shared_ptr<const Driver> driver = driver_.lock();
-    if (driver == nullptr) driver_ = driver = std::make_shared<const Driver>(library_);
-    devices_[ordinal] = device = std::make_shared<const Device>(std::move(driver), ordinal);
+    devices_[ordinal] = device = std::make_shared<const Device>(OpenDriver(), ordinal);
   }
   return device;
 }

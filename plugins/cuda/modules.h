@@ -38,12 +38,17 @@ class Modules {
  public:
   explicit Modules(std::string library = "libcuda.so.1") : library_(std::move(library)) {}
 
+  // Number of the device whose context is current in the calling thread; 0, which the CUDA runtime would take, where
+  // there is none. Throws CudaError.
+  int CurrentDevice();
   // Opens the driver on the first call. Throws CudaError.
   std::shared_ptr<const Device> GetDevice(int ordinal);
   // Throws CudaError.
   std::shared_ptr<const LoadedKernel> Load(const std::shared_ptr<const Device>& device, const Kernel& kernel);
 
  private:
+  std::shared_ptr<const Driver> OpenDriver();
+
   const std::string library_;
   std::mutex mutex_;
   std::weak_ptr<const Driver> driver_;

@@ -42,6 +42,14 @@ struct Operands {
   Sizes Known(const std::string& op) const;
 };
 
+// The parts of a node's description that do not depend on the operator. `present` says of each input of the definition
+// whether the node has it.
+Node DescribeNode(const char* op, cpu::ElementType type, const std::vector<bool>& present, bool lse,
+                  const CommonAttributes& attributes);
+
+// Head sizes and group as far as the shapes of Q, K and V say them: -1 for an unknown size, empty for an unknown rank.
+Sizes KnownSizes(const Shape& q, const Shape& k, const Shape& v, const CommonAttributes& attributes);
+
 }  // namespace longspan::cuda
 
 #endif  // LONGSPAN_CUDA_NODE_H_

@@ -70,22 +70,6 @@ size_t Distance(const std::string& mismatch) {
 
 }  // namespace
 
-std::string Node::Describe() const {
-  return op + " of " + dtype + " with inputs " + Joined(inputs) + (lse ? " and outputs Y,lse" : "");
-}
-
-Sizes Operands::Known(const std::string& op) const {
-  Sizes sizes;
-  sizes.head_size = shapes.head_size;
-  sizes.v_head_size = shapes.v_head_size;
-  sizes.group = shapes.Group();
-  if (op == "BlockSparseAttention") {
-    // Inputs 3 and 5: kv_num_blocks and full_kv_num_blocks, checked to have three axes.
-    sizes.lists_per_head = (*input_shapes[3])[1] > 1 || (*input_shapes[5])[1] > 1;
-  }
-  return sizes;
-}
-
 std::string Mismatch(const Recipe& recipe, const Node& node, const Sizes& sizes) {
   std::vector<std::string> differences;
   const auto differ = [&](const std::string& what, const std::string& has, const std::string& needs) {

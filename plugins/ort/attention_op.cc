@@ -4,15 +4,6 @@
 
 namespace longspan::ort {
 
-void ReadCommonAttributes(const AttributeReader& node, CommonAttributes* attributes) {
-  CommonAttributes& a = *attributes;
-  a.is_causal = node.Int("is_causal", a.is_causal) != 0;
-  if (node.Has("scale")) a.scale = node.Float("scale", 0);
-  a.softcap = node.Float("softcap", a.softcap);
-  a.q_num_heads = node.Int("q_num_heads", a.q_num_heads);
-  a.kv_num_heads = node.Int("kv_num_heads", a.kv_num_heads);
-}
-
 void ReadInputs(const OrtKernelContext* context, size_t count, std::optional<Shape>* shapes, const void** data) {
   size_t present = 0;
   Check(g_api->KernelContext_GetInputCount(context, &present));

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "attention/operands.h"
+#include "attention/node.h"
 #include "cpu/executor.h"
 #include "cpu/isa.h"
 #include "cpu/tile_kernels.h"
@@ -19,9 +19,6 @@ namespace longspan::ort {
 
 // One op per element type; ONNX Runtime merges them into one schema. They live as long as the library.
 using AttentionOps = std::array<const OrtCustomOp*, cpu::kElementTypes>;
-
-// Reads what every operator has.
-void ReadCommonAttributes(const AttributeReader& node, CommonAttributes* attributes);
 
 // Shapes and addresses of the inputs present, of at most `count`.
 void ReadInputs(const OrtKernelContext* context, size_t count, std::optional<Shape>* shapes, const void** data);
@@ -84,9 +81,8 @@ class AttentionKernel {
   const cpu::TileKernels& kernels_;
 };
 
-// `Kernel` is made of a node's OrtKernelInfo and its T, and has Compute. `Operator` says kName, kInputCount,
-// Attributes, Problem (an Execution with attributes, input_shapes and inputs), ReadAttributes, Compute, and for each
-// input InputType, of which ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED is T, and IsRequired.
+// `Kernel` is made of a node's OrtKernelInfo and its T, and has Compute. `Operator` is an operator's own, of its
+// node.h, and has Compute.
 template <typename Operator, typename Kernel>
 struct AttentionOp : OrtCustomOp {
   // `provider` is that of the kernel; nullptr for the CPU's.
@@ -96,8 +92,8 @@ struct AttentionOp : OrtCustomOp {
     GetExecutionProviderType = [](const OrtCustomOp* op) { return static_cast<const AttentionOp*>(op)->provider; };
     GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::kInputCount; };
     GetInputType = [](const OrtCustomOp* op, size_t index) {
-      const ONNXTensorElementDataType fixed = Operator::InputType(index);
-      return fixed == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? Element(op) : fixed;
+      const OperandType operand = Operator::InputType(index);
+      return operand == OperandType::kT ? Element(op) : OnnxType(operand);
     };
     GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
       return Operator::IsRequired(index) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;

@@ -12,54 +12,14 @@ constexpr const char* kNextSteps =
     "; next step: compile kernels for this device (longspan export --gpu-arch …, or longspan kernels compile and "
     "LONGSPAN_KERNEL_PATH), or leave liblongspan_ort.so out of the session, which then runs function bodies";
 
-const char* DtypeName(cpu::ElementType type) {
-  switch (type) {
-    case cpu::ElementType::kFloat16:
-      return "float16";
-    case cpu::ElementType::kBFloat16:
-      return "bfloat16";
-    default:
-      return "float32";
-  }
-}
-
-// Head sizes and group as far as the model says them; -1 otherwise.
-cuda::Sizes KnownSizes(const NodeReader& node, const CommonAttributes& attributes) {
-  const std::vector<int64_t> q = node.InputShape(kQ), k = node.InputShape(kK), v = node.InputShape(kV);
-  cuda::Sizes sizes;
-  const auto per_head = [](int64_t width, int64_t heads) { return width > 0 && heads > 0 ? width / heads : -1; };
-  int64_t heads = attributes.q_num_heads, kv_heads = attributes.kv_num_heads;
-  if (q.size() == 4) {
-    sizes.head_size = q[3];
-    heads = q[1];
-    if (v.size() == 4) sizes.v_head_size = v[3];
-    if (k.size() == 4) kv_heads = k[1];
-  } else if (q.size() == 3) {
-    sizes.head_size = per_head(q[2], heads);
-    if (v.size() == 3) sizes.v_head_size = per_head(v[2], kv_heads);
-  }
-  if (heads > 0 && kv_heads > 0) sizes.group = heads / kv_heads;
-  return sizes;
-}
-
 }  // namespace
 
 cuda::Node DescribeNode(const NodeReader& node, const char* op, cpu::ElementType type,
                         const CommonAttributes& attributes) {
-  cuda::Node described;
-  described.op = op;
-  described.dtype = DtypeName(type);
-  const std::vector<cuda::InputFact>& inputs = cuda::FindOperator(op)->inputs;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (node.HasInput(i)) described.inputs.emplace_back(inputs[i].name);
-  }
-  described.lse = node.HasOutput(1);
-  described.integers = {{"is_causal", attributes.is_causal},
-                        {"q_num_heads", attributes.q_num_heads},
-                        {"kv_num_heads", attributes.kv_num_heads}};
-  described.floats = {{"softcap", attributes.softcap}};
-  if (attributes.scale) described.floats["scale"] = *attributes.scale;
-  described.sizes = KnownSizes(node, attributes);
+  std::vector<bool> present;
+  for (size_t i = 0; i < cuda::FindOperator(op)->inputs.size(); ++i) present.push_back(node.HasInput(i));
+  cuda::Node described = cuda::DescribeNode(op, type, present, node.HasOutput(1), attributes);
+  described.sizes = cuda::KnownSizes(node.InputShape(kQ), node.InputShape(kK), node.InputShape(kV), attributes);
   return described;
 }
 

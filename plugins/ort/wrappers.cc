@@ -30,6 +30,23 @@ ONNXTensorElementDataType OnnxType(cpu::ElementType type) {
   }
 }
 
+ONNXTensorElementDataType OnnxType(OperandType type) {
+  switch (type) {
+    case OperandType::kBool:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    case OperandType::kUint8:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    case OperandType::kInt32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case OperandType::kInt64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    case OperandType::kFloat32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    default:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  }
+}
+
 std::vector<int64_t> TensorShape(const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   Check(g_api->GetTensorTypeAndShape(value, &info));

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/node.h"
 #include "cpu/executor.h"
 #include "cpu/tile_kernels.h"
 #include "ort/api.h"
@@ -33,8 +34,9 @@ class ApiError {
 // Throws ApiError unless `status` is success.
 void Check(OrtStatus* status);
 
-// ONNX's name for an element type.
+// ONNX's names for element types; kT has none.
 ONNXTensorElementDataType OnnxType(cpu::ElementType type);
+ONNXTensorElementDataType OnnxType(OperandType type);
 
 std::vector<int64_t> TensorShape(const OrtValue* value);
 const void* TensorData(const OrtValue* value);

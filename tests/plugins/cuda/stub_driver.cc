@@ -117,6 +117,12 @@ STUB CUresult cuCtxGetCurrent(CUcontext* context) {
   return Result("cuCtxGetCurrent");
 }
 
+STUB CUresult cuCtxGetDevice(CUdevice* device) {
+  if (current.empty()) return 201;
+  *device = current.back()->device;
+  return Result("cuCtxGetDevice");
+}
+
 STUB CUresult cuCtxPushCurrent_v2(CUcontext context) {
   if (const CUresult result = Result("cuCtxPushCurrent")) return result;
   current.push_back(context);
