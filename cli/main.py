@@ -18,6 +18,7 @@ _COMMANDS = {
     "check": "Prove that a bundle computes what its model does.",
     "bench": "Time a bundle against the stock export and dense attention.",
     "inspect": "List the attention sites of a model or a bundle.",
+    "build": "Build an engine for TensorRT, TensorRT-RTX or ONNX Runtime.",
     "kernels": "Compile GPU kernels ahead of time, and look into kernel packs.",
     "doctor": "Say what this machine has, what it lacks, and what that costs.",
 }

@@ -14,6 +14,7 @@ from .errors import (
     InvalidRequest,
     NothingReplaced,
 )
+from .lazy import lazy_names
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -42,24 +43,15 @@ __all__ = [
     "inspect",
 ]
 
-# Each name is imported when it is first used: torch and onnxruntime take seconds to import. No module bears the name of
-# a function of this package, because importing it would put the module in the function's place.
-_LAZY = {
-    "Bundle": "bundle",
-    "SourceRequest": "sources",
-    "attention": "pattern_attention",
-    "bench": "throughput",
-    "check": "parity",
-    "export": "pipeline",
-    "inspect": "inspection",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    globals(),
+    {
+        "Bundle": "bundle",
+        "SourceRequest": "sources",
+        "attention": "pattern_attention",
+        "bench": "throughput",
+        "check": "parity",
+        "export": "pipeline",
+        "inspect": "inspection",
+    },
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import EnvironmentLacks, InvalidRequest
@@ -22,6 +23,9 @@ PACK_PATH_VARIABLE = "LONGSPAN_KERNEL_PATH"
 """Environment variable with further kernel packs; see ``docs/kernel-packs.md``."""
 
 _DRIVER = "libcuda.so.1"
+
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h.
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 
 def require_device(device: str) -> None:
@@ -68,14 +72,48 @@ def require_providers(providers: Sequence[str]) -> None:
 
 def cuda_devices() -> int:
     """GPUs that the CUDA driver shows this process; 0 without a driver."""
+    driver = _driver()
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: What its maker calls it.
+        architecture: Its compute capability, ``"sm90"``.
+    """
+
+    name: str
+    architecture: str
+
+
+def cuda_gpu() -> Gpu | None:
+    """The first GPU that the CUDA driver shows this process; None without one."""
+    driver = _driver()
+    device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    driver.cuDeviceGetName(name, len(name), device)
+    version = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        value = ctypes.c_int(0)
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        version.append(value.value)
+    return Gpu(name.value.decode(errors="replace"), f"sm{version[0]}{version[1]}")
+
+
+def _driver() -> ctypes.CDLL | None:
+    """The CUDA driver, ready to be asked; None without one."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+        return None
+    return driver if driver.cuInit(0) == 0 else None
 
 
 def kernels_missing(device: str, manifest: Manifest) -> str:

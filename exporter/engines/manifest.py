@@ -184,9 +184,9 @@ class Engine:
         """
         folder = next((path for path in (bundle.path / ENGINES_FOLDER / name, Path(name)) if path.is_dir()), None)
         if folder is None or not (folder / MANIFEST_FILE).is_file():
-            there = ", ".join(engine_names(bundle)) or "none"
             raise InvalidRequest(
-                f"--engine {name}: the bundle has no such engine; it has: {there}; next step: longspan build {bundle.path}"
+                f"--engine {name}: the bundle has no such engine; it has: {', '.join(engine_names(bundle)) or 'none'}; "
+                f"next step: longspan build {bundle.path} --target …"
             )
         try:
             manifest = EngineManifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))

@@ -160,15 +160,15 @@ def _sizes(symbol: str, manifest: Manifest, given: Mapping[str, Mapping[str, int
     low = 1 if low is None else low
     high = max(usual_high, low, best or 1) if high is None else high
     best = min(max(usual_best, low), high) if best is None else best
-    for smaller, larger, names in (
-        (low, best, ("min", "opt")),
-        (best, high, ("opt", "max")),
-        (low, high, ("min", "max")),
+    for smaller, larger, options in (
+        (low, high, "--min-shapes and --max-shapes"),
+        (low, best, "--min-shapes and --opt-shapes"),
+        (best, high, "--opt-shapes and --max-shapes"),
     ):
         if smaller > larger:
             raise InvalidRequest(
-                f"--{names[0]}-shapes makes the {symbol} {smaller:,}, --{names[1]}-shapes {larger:,}; allowed: min ≤ "
-                "opt ≤ max in every dimension"
+                f"{options}: the {symbol} would go from {smaller:,} to {larger:,}; allowed: min ≤ opt ≤ max in every "
+                "dimension"
             )
     if limit is not None and high > limit:
         raise InvalidRequest(

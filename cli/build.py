@@ -1,0 +1,141 @@
+"""``longspan build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..exporter.engines.request import (
+    DTYPES,
+    HARDWARE_COMPATIBILITY,
+    PLUGIN_APIS,
+    PROVIDERS,
+    TARGETS,
+    BuildRequest,
+    pool_limits_of,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..exporter.engines import Engine, EngineManifest
+    from ..exporter.engines.manifest import PluginRecord
+    from ..exporter.engines.profiles import Profile
+    from ..exporter.sites.record import Rung
+
+
+def _capabilities(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """``sm89,sm_120`` and ``8.9`` as names of compute capabilities."""
+    words = (word.strip().lower() for word in (value or "").split(","))
+    return tuple("sm" + word.removeprefix("sm").replace("_", "").replace(".", "") for word in words if word)
+
+
+@click.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", type=click.Choice(TARGETS), required=True, help="What the engine is for.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Compute in this type (default: the model's).")
+@click.option("--min-shapes", multiple=True, metavar="INPUT:[N,…]", help="Smallest shape of an input (default: 1).")
+@click.option("--opt-shapes", multiple=True, metavar="INPUT:[N,…]", help="Shape that kernels are chosen for.")
+@click.option("--max-shapes", multiple=True, metavar="INPUT:[N,…]", help="Largest shape of an input.")
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    callback=_capabilities,
+    metavar="sm89,…",
+    help="What the engine runs on (default: the GPU that is here).",
+)
+@click.option("--name", default="", help="Name of the engine (default: from target, device and type).")
+@click.option("--force", is_flag=True, help="Replace an engine of that name.")
+@click.option("--plugin-api", type=click.Choice(PLUGIN_APIS), help="TensorRT: how it gets our kernels (v3).")
+@click.option("--plugin-library", type=click.Path(path_type=Path), help="TensorRT: this library, not Longspan's own.")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT: keep timings of kernels here.")
+@click.option(
+    "--hardware-compatibility-level",
+    "hardware_compatibility",
+    type=click.Choice(HARDWARE_COMPATIBILITY),
+    default="none",
+    help="TensorRT: run on other GPUs too.",
+)
+@click.option("--version-compatible", is_flag=True, help="TensorRT: let later versions load the engine.")
+@click.option("--weight-streaming", is_flag=True, help="Let weights stay in host memory.")
+@click.option("--strip", is_flag=True, help="Leave the weights out, to be refitted.")
+@click.option("--refit", is_flag=True, help="Let weights be replaced later.")
+@click.option("--pool-limit", multiple=True, metavar="POOL:SIZE", help="Limit a memory pool, e.g. workspace:1G.")
+@click.option("--optimization-level", type=int, metavar="0-5", help="0 builds fastest, 5 the fastest engine.")
+@click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="ort: execution provider.")
+def command(bundle: Path, force: bool, pool_limit: tuple[str, ...], **options: Any) -> int:
+    """Build an engine of BUNDLE, next to its model, in BUNDLE/engines/NAME.
+
+    tensorrt: an engine with the longspan plugin, on the GPU that will run it. tensorrt-rtx: an engine of standard
+    layers, also without a GPU (--compute-capability). ort: an optimised model with the options of its session.
+
+    A shape of one input gives the batch and the length, and so the shapes of the others; an input that is named again
+    begins the next optimization profile.
+    """
+    from ..exporter.engines import build
+    from .terminal import console, progress
+
+    request = BuildRequest(pool_limits=pool_limits_of(pool_limit), **options)
+    warnings: list[str] = []
+    with progress("build") as stage:
+        engine = build(bundle, request, force=force, progress=stage, warn=warnings.append)
+    print_engine(engine, bundle, warnings, console())
+    return 0
+
+
+def print_engine(engine: Engine, bundle: Path, warnings: list[str], terminal: Console) -> None:
+    """Print what was built, what it takes, and how its attention sites were lowered."""
+    from ..exporter.engines.builder import TITLES
+
+    manifest = engine.manifest
+    where = f" for {', '.join(manifest.compute_capabilities)}" if manifest.compute_capabilities else ""
+    size = sum(file.stat().st_size for file in engine.path.iterdir()) / 2**20
+    terminal.print(
+        f"[bold]{engine.name}[/]: {TITLES[manifest.target]}{where}, {manifest.dtype}, {size:,.1f} MiB, built in "
+        f"{manifest.build_s:.1f} s",
+        soft_wrap=True,
+    )
+    for number, profile in enumerate(manifest.profiles):
+        terminal.print(_profile_table(profile, f"profile {number + 1}" if len(manifest.profiles) > 1 else "input"))
+    for line in _lowering_lines(manifest):
+        terminal.print(line, soft_wrap=True, markup=False)
+    for reason, count in manifest.kept_in_fp32.items():
+        terminal.print(f"fp32: {count} nodes: {reason}", soft_wrap=True, markup=False)
+    if manifest.plugin is not None:
+        terminal.print(f"plugin: {_plugin(manifest.plugin)}", soft_wrap=True, markup=False)
+    for text in warnings:
+        terminal.print(f"warning: {text}", soft_wrap=True, markup=False)
+    terminal.print(f"{engine.file}: {manifest.status}", soft_wrap=True)
+    terminal.print(f"next: longspan check {bundle} --engine {engine.name}", soft_wrap=True)
+
+
+def _profile_table(profile: Profile, title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (title, "min", "opt", "max"):
+        table.add_column(column)
+    for name, shapes in profile.inputs.items():
+        table.add_row(name, *("×".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max)))
+    return table
+
+
+def _lowering_lines(manifest: EngineManifest) -> list[str]:
+    """The ladder of the sites; sites that share it share its lines."""
+    by_ladder: dict[tuple[Rung, ...], list[str]] = {}
+    for site in manifest.sites:
+        by_ladder.setdefault(site.ladder, []).append(site.node)
+    lines = []
+    for ladder, nodes in by_ladder.items():
+        shown = ", ".join(nodes[:2]) + (f" and {len(nodes) - 2} more" if len(nodes) > 2 else "")
+        lines.append(f"{len(nodes)} of {len(manifest.sites)} sites: {shown}")
+        lines += [f"  {'✓' if rung.chosen else '✗'} {rung.lowering}: {rung.reason}" for rung in ladder]
+    return lines
+
+
+def _plugin(plugin: PluginRecord) -> str:
+    kernels = f"kernels for {', '.join(plugin.kernels)}"
+    return f"{plugin.library}, {kernels}" if plugin.library else f"in the engine, {kernels}"

@@ -1,0 +1,219 @@
+"""``longspan build``: from a bundle to an engine in a folder beside its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..bundle import MODEL_FILE, Bundle
+from ..devices import Gpu, cuda_gpu
+from ..errors import EnvironmentLacks, InvalidRequest
+from ..graph_io import save_model
+from ..manifest import sha256_of
+from ..versions import installed_versions
+from ..whole_folders import ENGINE, reserved
+from .graphs.prepare import dtype_of, prepare
+from .manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_RUN, Engine, EngineManifest, PluginRecord
+from .profiles import Profile, profiles_of
+from .request import NO_PLUGIN, ORT, PLUGIN_V3, TENSORRT, TENSORRT_RTX, BuildRequest
+from .worker import MODULES
+from .worker_process import build_in_child
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ...plugins.gpu.pack_build import Target
+
+Tell = Callable[[str], None]
+
+TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX", ORT: "ONNX Runtime"}
+"""What people call each target."""
+
+RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+"""What TensorRT-RTX 1.7 builds for."""
+
+_INSTALL = {
+    TENSORRT: "pip install tensorrt (its wheels come from the vendor's own index)",
+    TENSORRT_RTX: "pip install 'longspan[rtx]'",
+}
+_VERSIONED = ("longspan", "onnx", "onnx-ir", "onnxruntime", "polygraphy")
+
+
+def build(
+    bundle: str | os.PathLike[str],
+    request: BuildRequest,
+    *,
+    force: bool = False,
+    progress: Tell = lambda stage: None,
+    warn: Tell = lambda text: None,
+) -> Engine:
+    """Build an engine of a bundle and write it, with its manifest, into the bundle's folder of engines.
+
+    Args:
+        bundle: Folder of the bundle.
+        request: What to build.
+        force: Replace an engine of the same name.
+        progress: Told each stage, and how far the builder is.
+        warn: Told what TensorRT warns of, once each.
+
+    Raises:
+        InvalidRequest: an argument is wrong; nothing was done.
+        BundleCorrupted: the bundle's files are damaged.
+        EnvironmentLacks: the target's package, a GPU or the plugin library is missing.
+        ExportFailed: the engine cannot be built; the text names the node where one is to blame.
+    """
+    progress("open")
+    opened = Bundle.open(bundle)
+    profiles: tuple[Profile, ...] = ()
+    if request.target != ORT or request.provider == "tensorrt":
+        shapes = (request.min_shapes, request.opt_shapes, request.max_shapes)
+        profiles = profiles_of(opened.manifest, *shapes)
+    gpu = None if request.target == ORT else _require_tensorrt(request)
+
+    import onnx_ir as ir
+
+    model = ir.load(opened.model_path)
+    where = (request.provider,) if request.target == ORT else _capabilities(request, gpu)
+    name = request.name or "-".join((request.target, *where, request.dtype or dtype_of(model)))
+    with reserved(opened.path / ENGINES_FOLDER / name, force, ENGINE) as reservation:
+        job = _Job(opened, model, request, profiles, gpu, progress, warn)
+        manifest = reservation.write(job.write)
+    return Engine(reservation.out, manifest)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One build, after everything that can be refused was."""
+
+    bundle: Bundle
+    model: ir.Model
+    request: BuildRequest
+    profiles: tuple[Profile, ...]
+    gpu: Gpu | None
+    progress: Tell
+    warn: Tell
+
+    def write(self, folder: Path) -> EngineManifest:
+        """Build into a folder; `files` of the manifest is left to whoever puts the folder in place."""
+        return self._tensorrt(folder)
+
+    def _tensorrt(self, folder: Path) -> EngineManifest:
+        request = self.request
+        capabilities = _capabilities(request, self.gpu)
+        plugin = (request.plugin_api or PLUGIN_V3) if request.target == TENSORRT else NO_PLUGIN
+        kernels = self._kernels(plugin)
+        prepared = prepare(self.model, request, kernels, self.progress)
+        with tempfile.TemporaryDirectory() as temporary:
+            file = Path(temporary) / MODEL_FILE
+            save_model(prepared.model, file)
+            built = build_in_child(
+                TITLES[request.target],
+                {
+                    "target": request.target,
+                    "model": str(file),
+                    "engine": str(folder / ENGINE_FILE),
+                    "profiles": [dataclasses.asdict(profile)["inputs"] for profile in self.profiles],
+                    "capabilities": [name.removeprefix("sm") for name in capabilities],
+                    "plugin": plugin,
+                    "library": None if request.plugin_library is None else str(request.plugin_library),
+                    "timing_cache": None if request.timing_cache is None else str(request.timing_cache),
+                    "hardware_compatibility": request.hardware_compatibility,
+                    "version_compatible": request.version_compatible,
+                    "weight_streaming": request.weight_streaming,
+                    "strip": request.strip,
+                    "refit": request.refit,
+                    "pool_limits": dict(request.pool_limits),
+                    "optimization_level": request.optimization_level,
+                },
+                self.progress,
+                self.warn,
+            )
+        library = built["library"]
+        return self._manifest(
+            file=ENGINE_FILE,
+            dtype=prepared.dtype,
+            kept_in_fp32=prepared.kept_in_fp32,
+            compute_capabilities=capabilities,
+            plugin=None
+            if plugin == NO_PLUGIN
+            else PluginRecord(
+                plugin,
+                "" if library is None else Path(library).name,
+                "" if library is None else sha256_of(Path(library)),
+                tuple(map(str, kernels)),
+            ),
+            sites=prepared.sites,
+            versions={MODULES[request.target]: built["version"]},
+            build_s=built["seconds"],
+        )
+
+    def _kernels(self, plugin: str) -> tuple[Target, ...]:
+        """What the plugin's kernels are compiled for."""
+        if plugin == NO_PLUGIN:
+            return ()
+        raise NotImplementedError
+
+    def _manifest(self, versions: dict[str, str], **values: Any) -> EngineManifest:
+        defaults = {item.name: item.default for item in dataclasses.fields(BuildRequest)}
+        options = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self.request).items()
+            if name != "target" and value and value != defaults[name]
+        }
+        return EngineManifest(
+            target=self.request.target,
+            device="" if self.gpu is None else self.gpu.name,
+            profiles=self.profiles,
+            options=options,
+            model_sha256=self.bundle.manifest.files[MODEL_FILE],
+            versions={**installed_versions(_VERSIONED), **versions},
+            status=NOT_RUN,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **values,
+        )
+
+
+def _require_tensorrt(request: BuildRequest) -> Gpu | None:
+    """The GPU that is here, after making sure that the target can be built on this machine.
+
+    Raises:
+        EnvironmentLacks: its package is missing, or the GPU that it needs.
+        InvalidRequest: it cannot build for a compute capability.
+    """
+    if importlib.util.find_spec(MODULES[request.target]) is None:
+        title, remedy = TITLES[request.target], _INSTALL[request.target]
+        raise EnvironmentLacks(f"--target {request.target}: {title} is not installed; next step: {remedy}")
+    gpu = cuda_gpu()
+    if request.target == TENSORRT_RTX:
+        unknown = [name for name in request.compute_capabilities if name not in RTX_CAPABILITIES]
+        if unknown:
+            raise InvalidRequest(
+                f"--compute-capability {', '.join(unknown)}: TensorRT-RTX does not build for it; allowed: "
+                f"{', '.join(RTX_CAPABILITIES)}"
+            )
+        if not request.compute_capabilities and gpu is None:
+            raise InvalidRequest(
+                "--compute-capability is needed where there is no GPU to build for; allowed: "
+                f"{', '.join(RTX_CAPABILITIES)}, several separated by commas"
+            )
+    elif gpu is None:
+        raise EnvironmentLacks(
+            "--target tensorrt: TensorRT times kernels on the GPU that it builds for, and there is none here that the "
+            "driver lets this process use; next step: build on the machine that will run the engine; without a GPU, "
+            "--target tensorrt-rtx builds for GeForce and RTX devices"
+        )
+    return gpu
+
+
+def _capabilities(request: BuildRequest, gpu: Gpu | None) -> tuple[str, ...]:
+    """What the engine is to run on."""
+    if request.target == TENSORRT_RTX and request.compute_capabilities:
+        return request.compute_capabilities
+    return () if gpu is None else (gpu.architecture,)

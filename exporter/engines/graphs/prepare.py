@@ -1,0 +1,90 @@
+"""From a bundle's graph to the graph that TensorRT gets: precision first, then the sites."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...sites.record import Rung, longspan_nodes
+from ..manifest import BuiltSite
+from ..request import TENSORRT_RTX, BuildRequest
+from .body_graph import body_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ....plugins.gpu.pack_build import Target
+
+Progress = Callable[[str], None]
+
+_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+
+
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A graph for TensorRT's parser.
+
+    Attributes:
+        model: The graph.
+        dtype: What matrix products and attention compute in.
+        kept_in_fp32: How many nodes stay in fp32, by the reason.
+        sites: How each attention site is built.
+    """
+
+    model: ir.Model
+    dtype: str
+    kept_in_fp32: dict[str, int]
+    sites: tuple[BuiltSite, ...]
+
+
+def dtype_of(model: ir.Model) -> str:
+    """What a model computes in: the floating type of most of its weights, ``"fp32"`` where it has none."""
+    sizes: collections.Counter[str] = collections.Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype.name in _NAMES:
+            sizes[_NAMES[value.const_value.dtype.name]] += value.const_value.nbytes
+    return sizes.most_common(1)[0][0] if sizes else "fp32"
+
+
+def prepare(
+    model: ir.Model, request: BuildRequest, kernels: Sequence[Target], progress: Progress = lambda stage: None
+) -> PreparedGraph:
+    """Rewrite a bundle's graph for TensorRT or TensorRT-RTX.
+
+    Args:
+        model: The bundle's graph.
+        request: What is built.
+        kernels: Architectures that the plugin's kernels are for; empty for no plugin.
+        progress: Told each stage.
+
+    Raises:
+        ExportFailed: a node cannot be built, or no kernel serves a site; the text names it.
+        EnvironmentLacks: kernels must be compiled and the compiler is missing.
+    """
+    dtype = dtype_of(model)
+    kept: dict[str, int] = {}
+    if request.dtype is not None and request.dtype != dtype:
+        from .precision import convert_precision
+
+        progress(f"convert to {request.dtype}")
+        converted = convert_precision(model, request.dtype)
+        model, dtype, kept = converted.model, request.dtype, converted.kept_in_fp32
+    if not kernels:
+        progress("inline the function bodies")
+        sites = tuple(_body_site(node.name or "", request) for node in longspan_nodes(model))
+        return PreparedGraph(body_graph(model), dtype, kept, sites)
+    raise NotImplementedError
+
+
+def _body_site(node: str, request: BuildRequest) -> BuiltSite:
+    refused = "TensorRT-RTX has no plugins" if request.target == TENSORRT_RTX else "--plugin-api none"
+    return BuiltSite(
+        node,
+        "function body",
+        (
+            Rung("plugin", False, refused),
+            Rung("function body", True, "standard ONNX, which the runtime compiles as any other part of the network"),
+        ),
+    )
