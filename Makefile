@@ -23,6 +23,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	test -x $(PYTHON) || python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade pip
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt scikit-build-core cmake ninja
+ifeq ($(shell uname -sm),Linux x86_64)
+	# TensorRT's headers, for the plugin; and TensorRT-RTX, whose archive has to be built in isolation.
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps kernel-lens
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt tensorrt-rtx
+endif
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	touch $@
 
