@@ -59,7 +59,7 @@ def attach_function_bodies(model: ir.Model) -> None:
     functions: dict[ir.OperatorIdentifier, ir.Function] = {}
     for node in nodes:
         signature, build = _body(node)
-        _normalise(node)
+        write_out(node)
         node.overload = signature.overload
         if node.op_identifier() not in functions:
             functions[node.op_identifier()] = build(opset)
@@ -70,8 +70,8 @@ def attach_function_bodies(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version, _OVERLOADS_SINCE)
 
 
-def _normalise(node: ir.Node) -> None:
-    """Write a node so that every consumer of its body understands it.
+def write_out(node: ir.Node) -> None:
+    """Write a node, in place, so that every consumer of it and of its body understands it.
 
     Absent inputs at the end are cut off: TensorRT-RTX wants as many on the node as on the function. A single number
     becomes a list where the definition has a list: a body refers to an attribute by its type. Defaults are written out:
@@ -120,7 +120,7 @@ def fixed_size_body(node: ir.Node, opset: int) -> ir.Function:
     """
     _check_opset(opset)
     signature = signature_of(node)
-    _normalise(node)
+    write_out(node)
     if isinstance(signature, block_sparse_attention.Signature):
         return block_sparse_attention.function_body(dataclasses.replace(signature, even=True), opset)
     return _body(node)[1](opset)

@@ -71,7 +71,7 @@ def build_pack(recipes: Iterable[tuple[Recipe, Target]], compiled: Mapping[str, 
     packed: dict[tuple[object, ...], tuple[Recipe, Target]] = {}
     kernels: dict[tuple[str, str], PackedKernel] = {}
     for recipe, target in recipes:
-        packed.setdefault(_key(recipe, target), (recipe, target))
+        packed.setdefault(recipe_key(recipe.site, target), (recipe, target))
         for variant in recipe.variants:
             kernel = _kernel(compiled[variant.name], target)
             kernels[kernel.sort_key] = kernel
@@ -100,9 +100,15 @@ def match_of(site: KernelSite) -> tuple[tuple[str, tuple[int, ...]], ...]:
     )
 
 
-def _key(recipe: Recipe, target: Target) -> tuple[object, ...]:
-    site = recipe.site
-    return site.operator, site.dtype, target, _present(site), site.lse, match_of(site)
+def recipe_key(site: KernelSite, target: Target) -> tuple[object, ...]:
+    """`PackedRecipe.sort_key` of the recipe that a pack has for a site and a target, if it has one."""
+    return (
+        site.operator, site.dtype, target.architecture, target.form, _present(site), _outputs(site), match_of(site)
+    )  # fmt: skip
+
+
+def _outputs(site: KernelSite) -> tuple[str, ...]:
+    return ("Y", "lse") if site.lse else ("Y",)
 
 
 def _present(site: KernelSite) -> tuple[str, ...]:
@@ -121,10 +127,10 @@ def _recipe(recipe: Recipe, target: Target, numbers: Mapping[tuple[str, str], in
         )
         for path in recipe.paths
     )
-    outputs = ("Y", "lse") if site.lse else ("Y",)
     return PackedRecipe(
-        site.operator, site.dtype, target.architecture, target.form, _present(site), outputs, match_of(site), paths
-    )
+        site.operator, site.dtype, target.architecture, target.form, _present(site), _outputs(site), match_of(site),
+        paths,
+    )  # fmt: skip
 
 
 def _kernel(compiled: CompiledKernel, target: Target) -> PackedKernel:

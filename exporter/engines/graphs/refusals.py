@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import ExportFailed
@@ -12,16 +13,17 @@ if TYPE_CHECKING:
 STANDARD = ("", "ai.onnx")
 
 
-def refuse_unknown_operators(model: ir.Model) -> None:
+def refuse_unknown_operators(model: ir.Model, domains: Sequence[str] = STANDARD) -> None:
     """Refuse nodes of other domains than the standard one.
 
     Args:
         model: A graph whose functions are inlined.
+        domains: Those that are allowed.
 
     Raises:
         ExportFailed: there are some; the message names them.
     """
-    found = [node for node in model.graph.all_nodes() if node.domain not in STANDARD]
+    found = [node for node in model.graph.all_nodes() if node.domain not in domains]
     if found:
         raise ExportFailed(
             f"{_listed(found)}: TensorRT has no such operator, takes the node for a plugin, and may end the process; "
