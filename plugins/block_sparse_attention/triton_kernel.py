@@ -183,7 +183,7 @@ def block_sparse_forward(
     """Rows of a tile against their listed blocks; with `SPLIT` against one share of them.
 
     Grid: (tiles of a block row · block rows · units · B, splits), where a unit is a key head with `FOLD` of its query
-    heads; all units of the longest row come first.
+    heads; all units of the longest row come first, or without `row_order` those of the first.
     """
     folds: tl.constexpr = (GROUP + FOLD - 1) // FOLD
     rows_per_tile: tl.constexpr = min(BLOCK_M // FOLD, Q_BLOCK)
@@ -202,7 +202,9 @@ def block_sparse_forward(
     kv_head64 = kv_head.to(tl.int64)
     # Lists of their own for each head come with FOLD = 1, so the first member's are everybody's.
     list_head = (kv_head * GROUP + (unit % folds) * FOLD).to(tl.int64)
-    block_row = tl.load(row_order + b64 * order_batch + list_head * order_head + pid // units // tiles_per_row)
+    block_row = pid // units // tiles_per_row
+    if row_order is not None:
+        block_row = tl.load(row_order + b64 * order_batch + list_head * order_head + block_row)
 
     if block_row * Q_BLOCK + tile * rows_per_tile >= seq_q:
         return  # the last block row may be cut off

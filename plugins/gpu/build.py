@@ -49,14 +49,22 @@ _EDITED = {"band_bias", "spans", "global_mask", "block_masks", "q_positions", "d
 """Inputs that make the loops do more to a score than scale it."""
 
 
+def tile_kind(site: KernelSite, kind: str) -> str:
+    """The kind of kernel, as tiles are chosen by it, of a site's path; `kind` is ``"whole"`` or ``"split"``."""
+    edited = _EDITED & set(site.inputs) or site.attributes.get("softcap", 0)
+    return f"{kind}, edited scores" if edited else kind
+
+
+def widest(site: KernelSite) -> int:
+    """Padded head size that tiles are chosen by: the larger of D's and D_v's."""
+    return max(padded(site.head_size), padded(site.v_head_size))
+
+
 def tile_for(site: KernelSite, architecture: int, kind: str) -> Tile:
     """The tuned tile of a site; `kind` is ``"whole"`` or ``"split"``."""
     from .tuned import TUNED
 
-    if _EDITED & set(site.inputs) or site.attributes.get("softcap", 0):
-        kind += ", edited scores"
-    width = max(padded(site.head_size), padded(site.v_head_size))
-    return TUNED[architecture, kind, ELEMENT_SIZES[site.dtype], width]
+    return TUNED[architecture, tile_kind(site, kind), ELEMENT_SIZES[site.dtype], widest(site)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ..errors import PluginError
 
@@ -23,21 +25,45 @@ class InvalidExpression(PluginError, ValueError):
     """A size expression does not follow the grammar, or names a size that is not there."""
 
 
-_FUNCTIONS: dict[str, Callable[..., int]] = {
-    "cdiv": lambda a, b: -(-a // b),
-    "min": min,
-    "max": max,
-    "le": lambda a, b: int(a <= b),
-    "both": lambda a, b: int(a != 0 and b != 0),
-}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Arithmetic(Generic[T]):
+    """What an expression is computed in: whole numbers, or something that stands for them.
+
+    Attributes:
+        number: The value of a literal.
+        operators: By their symbols in Python: ``+ - * // %``.
+        functions: By name; see the module's docstring.
+    """
+
+    number: Callable[[int], T]
+    operators: Mapping[str, Callable[[T, T], T]]
+    functions: Mapping[str, Callable[..., T]]
+
+
+INTEGERS: Arithmetic[int] = Arithmetic(
+    int,
+    {
+        "+": lambda a, b: a + b,
+        "-": lambda a, b: a - b,
+        "*": lambda a, b: a * b,
+        "//": lambda a, b: a // b,
+        "%": lambda a, b: a % b,
+    },
+    {
+        "cdiv": lambda a, b: -(-a // b),
+        "min": min,
+        "max": max,
+        "le": lambda a, b: int(a <= b),
+        "both": lambda a, b: int(a != 0 and b != 0),
+    },
+)
 _ARITIES = {"cdiv": (2, 2), "min": (2, 16), "max": (2, 16), "le": (2, 2), "both": (2, 2)}
-_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: lambda a, b: a // b,
-    ast.Mod: lambda a, b: a % b,
-}
+_SYMBOLS: dict[type[ast.operator], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%",
+}  # fmt: skip
 
 
 def evaluate(expression: str, sizes: Mapping[str, int]) -> int:
@@ -46,7 +72,16 @@ def evaluate(expression: str, sizes: Mapping[str, int]) -> int:
     Raises:
         InvalidExpression: the text is not an expression, a name is unknown, or a divisor is 0.
     """
-    return _value(_parse(expression), expression, sizes)
+    return interpret(expression, sizes, INTEGERS)
+
+
+def interpret(expression: str, sizes: Mapping[str, T], arithmetic: Arithmetic[T]) -> T:
+    """The value of `expression` in an arithmetic of any kind.
+
+    Raises:
+        InvalidExpression: the text is not an expression, a name is unknown, or a divisor is 0.
+    """
+    return _value(_parse(expression), expression, sizes, arithmetic)
 
 
 def names(expression: str) -> frozenset[str]:
@@ -74,7 +109,7 @@ def _check_node(node: ast.AST, expression: str) -> None:
     if isinstance(node, ast.Constant):
         good = type(node.value) is int
     elif isinstance(node, ast.BinOp):
-        good = type(node.op) in _OPERATORS
+        good = type(node.op) in _SYMBOLS
     elif isinstance(node, ast.UnaryOp):
         good = isinstance(node.op, ast.USub)
     elif isinstance(node, ast.Call):
@@ -85,14 +120,14 @@ def _check_node(node: ast.AST, expression: str) -> None:
     if not good:
         raise InvalidExpression(
             f"{expression!r} holds a {type(node).__name__}: a size expression has whole numbers, names of sizes, "
-            f"+ - * // % and {', '.join(_FUNCTIONS)}"
+            f"+ - * // % and {', '.join(_ARITIES)}"
         )
 
 
-def _value(node: ast.expr, expression: str, sizes: Mapping[str, int]) -> int:
+def _value(node: ast.expr, expression: str, sizes: Mapping[str, T], arithmetic: Arithmetic[T]) -> T:
     if isinstance(node, ast.Constant):
         assert isinstance(node.value, int)
-        return node.value
+        return arithmetic.number(node.value)
     if isinstance(node, ast.Name):
         if node.id not in sizes:
             raise InvalidExpression(f"{expression!r} needs {node.id}; known are {', '.join(sorted(sizes))}")
@@ -100,11 +135,14 @@ def _value(node: ast.expr, expression: str, sizes: Mapping[str, int]) -> int:
     try:
         if isinstance(node, ast.Call):
             assert isinstance(node.func, ast.Name)
-            return _FUNCTIONS[node.func.id](*(_value(argument, expression, sizes) for argument in node.args))
+            function = arithmetic.functions[node.func.id]
+            return function(*(_value(argument, expression, sizes, arithmetic) for argument in node.args))
         if isinstance(node, ast.UnaryOp):
-            return -_value(node.operand, expression, sizes)
+            zero = arithmetic.number(0)
+            return arithmetic.operators["-"](zero, _value(node.operand, expression, sizes, arithmetic))
         assert isinstance(node, ast.BinOp)
-        left, right = _value(node.left, expression, sizes), _value(node.right, expression, sizes)
-        return _OPERATORS[type(node.op)](left, right)
+        left = _value(node.left, expression, sizes, arithmetic)
+        right = _value(node.right, expression, sizes, arithmetic)
+        return arithmetic.operators[_SYMBOLS[type(node.op)]](left, right)
     except ZeroDivisionError as error:
         raise InvalidExpression(f"{expression!r} divides by zero") from error

@@ -64,7 +64,7 @@ def registers(tile: Tile, width: int) -> float:
     return tile.block_m * (width + 1.5 * tile.block_n) / (32 * tile.num_warps)
 
 
-def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
+def choose(architecture: int, kind: str, element: int, width: int, limit: int | None = None) -> Tile:
     """The tile for one line of the table.
 
     Args:
@@ -72,11 +72,19 @@ def choose(architecture: int, kind: str, element: int, width: int) -> Tile:
         kind: One of `KINDS`.
         element: Bytes of an element of T.
         width: Padded head size, the larger of D's and D_v's.
+        limit: Bytes of shared memory a block may take, where that is less than the architecture allows; smaller tiles
+            and no pipeline come into question then.
 
     Raises:
         ValueError: nothing fits.
     """
-    fitting = [tile for tile in _candidates(kind, element, width) if _fits(tile, architecture, kind, element, width)]
+
+    def fitting_among(candidates: Iterator[Tile]) -> list[Tile]:
+        return [tile for tile in candidates if _fits(tile, architecture, kind, element, width, limit)]
+
+    fitting = fitting_among(_candidates(kind, element, width))
+    if not fitting and limit is not None:
+        fitting = fitting_among(_small_candidates())
     if not fitting:
         raise ValueError(f"no tile for sm_{architecture}, {kind}, {element} bytes, width {width}")
     per_sm = SHARED_MEMORY[architecture][1]
@@ -106,8 +114,13 @@ def _candidates(kind: str, element: int, width: int) -> Iterator[Tile]:
         yield Tile(block_m, block_n, warps, num_stages)
 
 
-def _fits(tile: Tile, architecture: int, kind: str, element: int, width: int) -> bool:
-    limit = SHARED_MEMORY[architecture][0] * 1024
+def _small_candidates() -> Iterator[Tile]:
+    for block_m, block_n, warps, num_stages in product((64, 32, 16), (32, 16), (4, 8), (2, 1)):
+        yield Tile(block_m, block_n, warps, num_stages)
+
+
+def _fits(tile: Tile, architecture: int, kind: str, element: int, width: int, limit: int | None) -> bool:
+    limit = min(limit or SHARED_MEMORY[architecture][0] * 1024, SHARED_MEMORY[architecture][0] * 1024)
     allowed = _REGISTERS_EDITED if kind.endswith("edited scores") else _REGISTERS
     if element == 4:
         allowed = _REGISTERS_FLOAT32

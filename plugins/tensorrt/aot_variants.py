@@ -1,0 +1,140 @@
+"""Which kernel a node takes as an ahead-of-time plugin of TensorRT: one launch, no scratch memory, int32 numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from ..gpu.build import tile_kind, widest
+from ..gpu.tiles import Tile
+from ..gpu.tuning import choose
+from ..gpu.variants import (
+    ARCHITECTURES,
+    ELEMENT_SIZES,
+    Constant,
+    KernelSite,
+    KernelVariant,
+    NoKernel,
+    Path,
+    Recipe,
+)
+from ..registry import operator as definition_of
+
+SHARED_LIMIT = 48 * 1024
+"""Bytes of shared memory that a kernel has without its launcher asking for more; nothing tells TensorRT to ask."""
+
+LAYOUTS = ("bhsd", "bsd")
+
+_ENTRIES = {"SlidingWindowAttention": "window_entry", "BlockSparseAttention": "block_sparse_entry"}
+_NEEDLESS = {"row_order", "status"}
+"""Buffers whose kernel does without: the order of rows is speed, the status is what no launcher here would read."""
+
+
+def aot_recipes(site: KernelSite, layout: str, architecture: int) -> tuple[Recipe, ...]:
+    """Every way to execute a site with one kernel that TensorRT can launch, for it to time: tall tiles and flat ones.
+
+    Args:
+        site: The node.
+        layout: ``"bhsd"`` or ``"bsd"``; TensorRT passes no strides.
+        architecture: Compute capability.
+
+    Returns:
+        Recipes of one path with one kernel, whose parameters are inputs, int32 and outputs, in this order.
+
+    Raises:
+        NoKernel: the site needs several launches or scratch memory, or no tile fits `SHARED_LIMIT`.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(f"sm_{known}" for known in ARCHITECTURES)
+        raise NoKernel(f"sm_{architecture} is not among the architectures that kernels are tuned for: {known}")
+    if site.has("global_mask"):
+        raise NoKernel(
+            "its rows of global tokens take kernels of their own and scratch memory between them, and TensorRT "
+            "launches one kernel of an ahead-of-time plugin; next step: --plugin-api v3, the plugin in C++"
+        )
+    recipes: dict[str, Recipe] = {}
+    for kind in ("whole", "split"):
+        recipe = _recipe(site, layout, architecture, _tile(site, architecture, kind))
+        recipes.setdefault(recipe.variants[0].name, recipe)
+    return tuple(recipes.values())
+
+
+def _tile(site: KernelSite, architecture: int, kind: str) -> Tile:
+    element, width = ELEMENT_SIZES[site.dtype], widest(site)
+    try:
+        return choose(architecture, tile_kind(site, kind), element, width, SHARED_LIMIT)
+    except ValueError as error:
+        raise NoKernel(
+            f"head size {max(site.head_size, site.v_head_size)} in {site.dtype}: no tile fits the "
+            f"{SHARED_LIMIT // 1024} KiB of shared memory that an ahead-of-time plugin has; next step: "
+            "--plugin-api v3, the plugin in C++"
+        ) from error
+
+
+def _recipe(site: KernelSite, layout: str, architecture: int, tile: Tile) -> Recipe:
+    if site.operator == "SlidingWindowAttention":
+        from ..sliding_window_attention import triton_variants as window
+
+        recipe = window.recipe(site, architecture, (tile, tile))
+    else:
+        from ..block_sparse_attention import triton_variants as lists
+
+        recipe = lists.recipe(site, architecture, (tile, tile))
+    path = recipe.paths[-1]  # the one that takes every shape
+    kernel = _entry(site, layout, path.kernels[-1])
+    return Recipe(site, architecture, (Path("aot", "1", path.sizes, (), (kernel,)),))
+
+
+def _entry(site: KernelSite, layout: str, kernel: KernelVariant) -> KernelVariant:
+    """The entry of the operator in ``triton_kernel.py`` that calls the kernel of a path without splits."""
+    fixed = {"heads", "splits", "left", "right", "bias_left", "scale", "softcap", "span_ramp"}
+    inputs, numbers, outputs = [], [], []
+    for parameter in kernel.parameters:
+        kind, _, what = parameter.meaning.partition(":")
+        if kind == "input":
+            inputs.append(parameter)
+        elif kind == "output":
+            outputs.append(parameter)
+        elif kind == "buffer" and what not in _NEEDLESS:
+            raise NoKernel(f"it needs the buffer {what}, and ahead-of-time plugins have no scratch memory")
+        elif kind == "size" and parameter.name not in (*fixed, "order_batch", "order_head"):
+            numbers.append(parameter)
+        elif kind == "stride" and what.partition(".")[0] not in "QKVY":
+            numbers.append(replace(parameter, type="i32"))
+    given = {parameter.name for parameter in (*inputs, *numbers, *outputs)}
+    constants = [c for c in kernel.constants if c.name != "SPLIT" and c.name not in _GONE[site.operator] | given]
+    constants += [Constant(name, value) for name, value in _scalars(site, layout).items()]
+    return replace(
+        kernel,
+        function=f"tensorrt.triton_kernel:{_ENTRIES[site.operator]}",
+        parameters=(*inputs, *numbers, *outputs),
+        constants=tuple(constants),
+    )
+
+
+_GONE = {
+    "SlidingWindowAttention": {
+        "global_mask", "global_keys", "global_key_counts", "status", "partial_out", "partial_lse", "splits", "softcap",
+        "span_ramp", "bias_left",
+    },
+    "BlockSparseAttention": {"partial_out", "partial_lse", "splits", "softcap"},
+}  # fmt: skip
+"""Parameters of the operators' kernels that the entries do not have."""
+
+
+def _scalars(site: KernelSite, layout: str) -> dict[str, Any]:
+    """What the node fixes, as constants of the entry."""
+    defaults = {attribute.name: attribute.default for attribute in definition_of(site.operator).attributes}
+    attributes: dict[str, Any] = {**defaults, **site.attributes}
+    scale = attributes["scale"]
+    scalars: dict[str, Any] = {
+        "HEADS": site.heads, "JOINED": layout == "bsd", "CAP": float(attributes["softcap"]),
+        "SCALE": 1.0 / math.sqrt(site.head_size) if scale is None else float(scale),
+    }  # fmt: skip
+    if "left_window_size" in attributes:
+        scalars |= {
+            "LEFT": attributes["left_window_size"], "RIGHT": attributes["right_window_size"],
+            "RAMP": float(attributes["span_ramp"]),
+        }  # fmt: skip
+    return scalars
