@@ -1,0 +1,325 @@
+"""Decide, for every node of a float32 graph, whether it computes in the narrow type or stays float32, and why.
+
+Three passes. *Forward*, each value learns what it is: whether it depends on data, or on positions, masks and constants
+alone; whether it is a statistic, which may leave the narrow type's range; whether a constant beyond that range went
+into it. *Backward*, float32 operators pull the nodes that prepare their operands to float32, so that nothing is rounded
+just before it is squared, exponentiated or taken the sine of. Then each node's rule decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ....plugins.definition import DOMAIN
+from ...errors import ExportFailed
+from . import precision_rules as rules
+from .precision_rules import Group, Pull, Rule, rule_of
+from .precision_values import Slots, constant_of, is_constant, is_float, is_tensor, slots_of, touches_floats
+
+_T_ATTENTION = Rule(Group.CONTRACTION)
+_REASONS = {Pull.ONE: rules.NORM, Pull.ALL: rules.SOFTMAX, Pull.ANGLE: rules.ANGLE}
+_SUBGRAPHS = ("then_branch", "else_branch", "body")
+_POSITIONS = frozenset((ir.DataType.INT64, ir.DataType.INT32, ir.DataType.UINT32, ir.DataType.UINT64))
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a value is.
+
+    Attributes:
+        data: Depends on data or on trained tensors, and not on positions, masks and small constants alone.
+        deep: A contraction of data went into it.
+        statistic: May leave the narrow type's range by nature.
+        huge: A finite constant beyond that range went into it, such as a mask of -3.4e38.
+    """
+
+    data: bool = False
+    deep: bool = False
+    statistic: bool = False
+    huge: bool = False
+
+    def __or__(self, other: Traits) -> Traits:
+        return Traits(
+            self.data or other.data,
+            self.deep or other.deep,
+            self.statistic or other.statistic,
+            self.huge or other.huge,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided.
+
+    Attributes:
+        wide: Why a node stays float32, for those that do.
+        traits: What each value is.
+        slots: The types of each node's operands.
+    """
+
+    wide: dict[ir.Node, str]
+    traits: dict[ir.Value, Traits]
+    slots: dict[ir.Node, Slots]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers of a type.
+
+    Attributes:
+        dtype: The type.
+        largest: Its largest number.
+        smallest: Its smallest number of full accuracy.
+    """
+
+    dtype: ir.DataType
+    largest: float
+    smallest: float
+
+    @classmethod
+    def of(cls, dtype: ir.DataType) -> Range:
+        """The range of a floating-point type."""
+        info = ml_dtypes.finfo(dtype.numpy())  # type: ignore[no-untyped-call]
+        return cls(dtype, float(info.max), float(info.smallest_normal))
+
+    def beyond(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The finite numbers of an array that this type rounds to infinity."""
+        numbers = array[np.isfinite(array)]
+        beyond: npt.NDArray[Any] = numbers[np.abs(numbers) > self.largest]
+        return beyond
+
+
+def is_fill(array: npt.NDArray[Any], beyond: npt.NDArray[Any]) -> bool:
+    """Whether the numbers `beyond` a range are a mask's: a scalar, or one negative number again and again.
+
+    The weights of a model hardly agree in all their digits; what a program fills in does.
+    """
+    return array.size == 1 or (beyond.size > 1 and beyond[0] < 0 and bool((beyond == beyond[0]).all()))
+
+
+def plan_precision(model: ir.Model, dtype: ir.DataType) -> Plan:
+    """Decide the type of every node.
+
+    Args:
+        model: Its floats are float32, its values have types.
+        dtype: The narrow type.
+
+    Raises:
+        ExportFailed: nobody says which operands of an operator share a type, or a trained tensor has numbers beyond the
+            narrow type's range.
+    """
+    return _Planner(model, Range.of(dtype)).plan()
+
+
+class _Planner:
+    def __init__(self, model: ir.Model, target: Range) -> None:
+        self.model, self.target = model, target
+        self.opset = model.opset_imports.get("", 0)
+        self.traits: dict[ir.Value, Traits] = {}
+        self.slots: dict[ir.Node, Slots] = {}
+        self.forced: dict[ir.Node, str] = {}
+        self.order: list[ir.Node] = []
+        self._constants: dict[ir.Value, tuple[bool, bool, str]] = {}
+
+    def plan(self) -> Plan:
+        for value in self.model.graph.inputs:
+            self.traits[value] = Traits(data=is_float(value))
+        self._forward(self.model.graph)
+        pulled = self._backward()
+        wide = {}
+        for node in self.order:
+            reason = self._wide(node, pulled)
+            if reason:
+                wide[node] = reason
+            else:
+                self._refuse_overflow(node)
+        return Plan(wide, self.traits, self.slots)
+
+    def rule(self, node: ir.Node) -> Rule:
+        return _T_ATTENTION if node.domain == DOMAIN else rule_of(node.op_type)
+
+    def _forward(self, graph: ir.Graph) -> None:
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if name in _SUBGRAPHS and attribute.type == ir.AttributeType.GRAPH:
+                    body = attribute.as_graph()
+                    self._enter(node, body)
+                    self._forward(body)
+            if touches_floats(node) or self.rule(node).group is Group.CONTROL:
+                self.slots[node] = slots_of(node, self.opset) if touches_floats(node) else Slots((), (), frozenset())
+                self.order.append(node)
+            self._describe(node)
+
+    def _enter(self, node: ir.Node, body: ir.Graph) -> None:
+        """What the inputs of a nested graph are: carried values may become anything in the next iteration."""
+        if node.op_type not in ("Loop", "Scan", "If"):
+            raise ExportFailed(
+                f"precision: node {node.name!r} is {node.op_type}, whose graph has types that nothing fixes; allowed "
+                "operators with graphs: If, Loop, Scan; next step: export the model without it"
+            )
+        outer = node.inputs[0 if node.op_type == "Scan" else 2 :]
+        inner = body.inputs[0 if node.op_type == "Scan" else 2 :]
+        for formal, actual in zip(inner, outer, strict=False):
+            known = self._of(actual) if actual is not None else Traits()
+            self.traits[formal] = known | Traits(data=is_float(formal), deep=is_float(formal))
+
+    def _of(self, value: ir.Value) -> Traits:
+        if value not in self.traits:
+            huge = False
+            if is_constant(value) and is_float(value):
+                huge = self._constant(value)[0]
+            self.traits[value] = Traits(huge=huge)
+        return self.traits[value]
+
+    def _constant(self, value: ir.Value) -> tuple[bool, bool, str]:
+        """Of a constant: whether it is a mask beyond the range, whether the type lacks it, what is no mask of it."""
+        if value not in self._constants:
+            array = constant_of(value)
+            if array is None or array.dtype != np.float32:
+                return False, False, ""
+            beyond = self.target.beyond(array)
+            fill = beyond.size > 0 and is_fill(array, beyond)
+            tiny = array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < self.target.smallest
+            trained = ""
+            if beyond.size and not fill:
+                trained = f"{beyond.size} of {array.size} numbers, up to {np.abs(beyond).max():.4g}"
+            self._constants[value] = fill, tiny or beyond.size > 0, trained
+        return self._constants[value]
+
+    def _describe(self, node: ir.Node) -> None:
+        """What a node's results are, and whether its operands force it to float32."""
+        rule = self.rule(node)
+        inputs = [value for value in node.inputs if value is not None]
+        traits = Traits()
+        for value in inputs:
+            traits = traits | self._of(value)
+        floats = [value for value in inputs if is_float(value)]
+        moving = [value for value in floats if not is_constant(value)]
+        data = traits.data
+        if rule.group is Group.MOVEMENT or (rule.group is Group.CONTRACTION and not moving):
+            # Rows of a table, a transposed weight: trained numbers.
+            data = data or any(is_constant(value) and _is_table(value) for value in floats)
+        operands = [self._of(value) for value in moving]
+        statistic = rule.statistic
+        if rule.group is Group.WIDE and node.op_type == "Cast":
+            statistic = is_float(node.outputs[0]) and inputs[0].dtype in _POSITIONS
+        elif rule.group in (Group.ELEMENTWISE, Group.MOVEMENT):
+            some = [one.statistic for one in operands]
+            # Data times a statistic is data again, and so is a quotient of two statistics.
+            alike = bool(some) and all(some) and not (node.op_type == "Div" and len(some) > 1)
+            if rule.group is Group.MOVEMENT:
+                # An epsilon that was expanded is one still.
+                statistic = any(some) or any(is_constant(value) and self._constant(value)[1] for value in floats)
+            else:
+                statistic = alike and rule.keeps_size
+            self._force(node, rule, floats, any(some), data)
+        elif rule.group is Group.COMPARISON:
+            self._force(node, rule, floats, any(one.statistic for one in operands), True)
+        elif rule.group is Group.CONTRACTION and node.domain != DOMAIN:
+            if node.op_type in rules.SUMS_OF_PRODUCTS and any(one.statistic for one in operands):
+                self.forced[node] = rules.UNNORMALISED
+            elif not data:
+                self.forced[node] = rules.INDEX
+        deep = traits.deep or (rule.group is Group.CONTRACTION and data)
+        result = Traits(data, deep, statistic, traits.huge and rule.keeps_size)
+        if rule.group is Group.CONTROL:
+            result = self._of_graphs(node) | Traits(data=True, deep=True)
+        for value in node.outputs:
+            # Indices and truth values made of data carry no rounding: what is computed of them is about positions.
+            self.traits[value] = result if is_float(value) else Traits()
+        if node.op_type == "Constant":
+            del self.traits[node.outputs[0]]
+
+    def _force(self, node: ir.Node, rule: Rule, floats: list[ir.Value], statistic: bool, data: bool) -> None:
+        unfit = any(is_constant(value) and self._constant(value)[1] for value in floats)
+        if (unfit and rule.group is not Group.MOVEMENT) or any(self._of(value).huge for value in floats):
+            self.forced[node] = rules.CONSTANT
+        elif statistic:
+            self.forced[node] = rules.STATISTIC if data else rules.POSITION
+        elif not data:
+            self.forced[node] = rules.INDEX
+
+    def _of_graphs(self, node: ir.Node) -> Traits:
+        traits = Traits()
+        for name, attribute in node.attributes.items():
+            if name in _SUBGRAPHS and attribute.type == ir.AttributeType.GRAPH:
+                for value in attribute.as_graph().outputs:
+                    traits = traits | self._of(value)
+        return traits
+
+    def _backward(self) -> dict[ir.Node, Pull]:
+        """The nodes that float32 operators pull to float32 with them."""
+        pulled: dict[ir.Node, Pull] = {}
+        for node in reversed(self.order):
+            rule = self.rule(node)
+            if rule.pull is not Pull.NONE:
+                pulled[node] = rule.pull
+                continue
+            pulls = [
+                pulled.get(consumer, Pull.NONE)
+                for value in node.outputs
+                for consumer in value.consumers()
+                if self.rule(consumer).group is not Group.COMPARISON
+            ]
+            if not pulls or not any(is_float(value) for value in node.outputs):
+                continue
+            operands = [value for value in node.inputs if is_float(value) and not is_constant(value)]  # type: ignore[arg-type]
+            deep = any(self._of(value).deep for value in operands if value is not None)
+            if rule.group is Group.CONTRACTION:
+                if Pull.ANGLE in pulls and not deep and node.domain != DOMAIN:
+                    pulled[node] = Pull.ANGLE
+                continue
+            if rule.group not in (Group.ELEMENTWISE, Group.MOVEMENT):
+                continue
+            if Pull.ANGLE in pulls and not deep:
+                pulled[node] = Pull.ANGLE
+            elif Pull.NONE not in pulls and not any(value.is_graph_output() for value in node.outputs):
+                several = len({value for value in operands if value is not None and self._of(value).data}) > 1
+                if Pull.ALL in pulls or not several:
+                    pulled[node] = Pull.ALL if Pull.ALL in pulls else pulls[0]
+        return pulled
+
+    def _wide(self, node: ir.Node, pulled: dict[ir.Node, Pull]) -> str:
+        """Why a node stays float32; empty where it does not."""
+        rule, slots = self.rule(node), self.slots[node]
+        if rule.group is Group.CONTROL:
+            return ""
+        if rule.group is Group.WIDE:
+            return rule.reason
+        if any(not is_tensor(value) for value in (*node.inputs, *node.outputs) if is_float(value)):  # type: ignore[arg-type]
+            return rules.SEQUENCE
+        if node in self.forced:
+            return self.forced[node]
+        if node in pulled:
+            return _REASONS[pulled[node]]
+        if self.target.dtype not in slots.allowed:
+            return f"opset {self.opset} has no {self.target.dtype.name.lower()} {node.op_type}"
+        return ""
+
+    def _refuse_overflow(self, node: ir.Node) -> None:
+        for value, slot in zip(node.inputs, self.slots[node].inputs, strict=False):
+            if value is not None and slot == "node" and is_constant(value) and self._constant(value)[2]:
+                raise ExportFailed(
+                    f"precision: {value.name!r}, an operand of {node.op_type} {node.name!r}, holds numbers that "
+                    f"{self.target.dtype.name.lower()} does not: {self._constant(value)[2]}; allowed: up to "
+                    f"{self.target.largest:.5g}; next step: choose bf16, which has the range of float32, or fp32"
+                )
+
+
+def _is_table(value: ir.Value) -> bool:
+    array_shape = value.shape
+    return array_shape is not None and len(array_shape) > 0 and any(size != 1 for size in array_shape)
+
+
+def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node holds."""
+    for attribute in node.attributes.values():
+        if not attribute.is_ref() and attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()

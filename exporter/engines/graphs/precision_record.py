@@ -1,0 +1,87 @@
+"""What a conversion to another precision did: the records that reports and manifests read."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A node that stays float32.
+
+    Attributes:
+        node: Its name.
+        operator: Its operator.
+        reason: Why it stays.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """A value whose finite numbers are kept within the narrow type's range; infinities stay what they are.
+
+    Attributes:
+        value: Its name.
+        lowest: The lowest number of a constant; None for a value that the graph computes.
+        bound: What they are clamped to, with either sign.
+    """
+
+    value: str
+    lowest: float | None
+    bound: float
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A converted graph, and what was done.
+
+    Attributes:
+        model: The strongly typed graph.
+        dtype: Its precision.
+        narrow: Number of nodes that compute in that type, by operator; all floating-point nodes for fp32.
+        kept: Nodes that stay float32 (none are listed for fp32).
+        double: Names of nodes of float64, which are left alone.
+        casts: Number of casts between float types, one for each value and type.
+        clamped: Values that are kept within range.
+        vanished: How many numbers of a trained tensor became zero, for those of which some did.
+    """
+
+    model: ir.Model = dataclasses.field(repr=False)
+    dtype: str
+    narrow: Mapping[str, int]
+    kept: tuple[Kept, ...]
+    double: tuple[str, ...]
+    casts: int
+    clamped: tuple[Clamped, ...]
+    vanished: Mapping[str, int]
+
+    @property
+    def kept_in_fp32(self) -> dict[str, int]:
+        """Number of nodes that stay float32, by reason, the most frequent first."""
+        return dict(collections.Counter(kept.reason for kept in self.kept).most_common())
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest keeps of it, as JSON."""
+        return {
+            "dtype": self.dtype,
+            "narrow_nodes": sum(self.narrow.values()),
+            "kept_nodes": len(self.kept),
+            "kept": [
+                {"reason": reason, "nodes": [kept.node for kept in self.kept if kept.reason == reason]}
+                for reason in self.kept_in_fp32
+            ],
+            "float64_nodes": list(self.double),
+            "casts": self.casts,
+            "clamped": [dataclasses.asdict(clamped) for clamped in self.clamped],
+            "vanished": dict(self.vanished),
+        }
