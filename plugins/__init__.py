@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from .definition import DOMAIN, OPSET_VERSION, Operator
-from .errors import InvalidOperands, LibraryMissing, PluginError
-from .library import ort_library_path
+from .errors import InvalidLibrary, InvalidOperands, LibraryMissing, PluginError
+from .library import ort_library_path, plugin_library_major, tensorrt_library_path
 from .registry import operator, operators
 
 __all__ = [
     "DOMAIN",
     "OPSET_VERSION",
+    "InvalidLibrary",
     "InvalidOperands",
     "LibraryMissing",
     "Operator",
@@ -17,4 +18,6 @@ __all__ = [
     "operator",
     "operators",
     "ort_library_path",
+    "plugin_library_major",
+    "tensorrt_library_path",
 ]

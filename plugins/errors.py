@@ -11,3 +11,7 @@ class InvalidOperands(PluginError, ValueError):
 
 class LibraryMissing(PluginError):
     """The compiled operator library is not part of this installation."""
+
+
+class InvalidLibrary(PluginError):
+    """A file is not the operator library that it should be."""

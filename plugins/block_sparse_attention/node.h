@@ -26,6 +26,10 @@ struct Operator {
     return a;
   }
 
+  static Shapes CheckShapes(const std::optional<Shape> (&inputs)[kInputCount], const Attributes& a) {
+    return InferShapes(inputs, a);
+  }
+
   // The attributes that only this operator has, for the choice and the parameters of GPU kernels.
   static void Describe(const Attributes& a, cuda::Node* node) {
     node->integers["q_block_size"] = a.q_block_size;

@@ -19,6 +19,7 @@ const std::vector<OperatorFact>& Operators() {
         {"spans", "*fp32", false}},
        {"left_window_size", "right_window_size", "is_causal", "q_num_heads", "kv_num_heads"},
        {"scale", "softcap", "span_ramp"},
+       {"dilation"},
        {"D", "D_v", "group", "is_causal", "softcap", "dilation"},
        {kLeft, kRight}},
       {"BlockSparseAttention",
@@ -39,6 +40,7 @@ const std::vector<OperatorFact>& Operators() {
         {"distance_bias", "", false}},
        {"q_block_size", "kv_block_size", "is_causal", "exclude_self", "q_num_heads", "kv_num_heads"},
        {"scale", "softcap"},
+       {},
        {"D", "D_v", "group", "is_causal", "exclude_self", "softcap", "q_block_size", "kv_block_size", "lists_per_head"},
        {kW, kWFull, kM, kBLists, kHLists}}};
   return operators;

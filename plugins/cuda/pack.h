@@ -108,6 +108,9 @@ class Pack {
   // The same from a file; messages name it. Throws InvalidPack, also where it cannot be read.
   static std::shared_ptr<const Pack> FromFile(const std::string& path);
 
+  // The file.
+  const std::vector<uint8_t>& data() const { return data_; }
+
   std::string id;  // what nodes call it by: the SHA-256 of the header, in hexadecimal digits
   std::string compiler;
   std::vector<Kernel> kernels;
