@@ -226,7 +226,7 @@ def _open(name: str, bundle: Bundle, library: str | None, probe: Feed, device: s
         except Exception as error:  # ONNX Runtime's exceptions have no common class
             raise ExportFailed(f"{bundle.model_path}: ONNX Runtime cannot run it by {name}: {error}") from error
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    sites, provider = _what_ran(events, bundle.manifest.sites)
+    sites, provider = what_ran(events, bundle.manifest.sites)
     provider = provider or PROVIDERS[device][0]
     return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider, library, device)
 
@@ -275,7 +275,7 @@ def open_session(
     return session
 
 
-def _what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) -> tuple[dict[str, str], str]:
+def what_ran(events: Sequence[dict[str, Any]], sites: Sequence[AttentionSite]) -> tuple[dict[str, str], str]:
     """What ran at each site, and on which provider the kernels did, from the node events of a profile.
 
     A kernel's event bears the operator's and the node's name. ONNX Runtime expands a node without a kernel into the

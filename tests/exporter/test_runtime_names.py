@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from longspan.exporter.errors import ExportFailed
-from longspan.exporter.parity.runners import FUNCTION_BODY, KERNEL, _what_ran
+from longspan.exporter.parity.runners import FUNCTION_BODY, KERNEL, what_ran
 from longspan.exporter.runtime_names import expansions
 from longspan.exporter.sites.record import AttentionSite
 
@@ -32,16 +32,16 @@ def test_expansions_are_told_apart_by_their_number() -> None:
 
 def test_kernels_are_known_by_name_and_bodies_by_number() -> None:
     events = [event("node_1_kernel_time", WINDOW), *map(event, FIRST)]
-    ran, provider = _what_ran(events, sites(WINDOW, WINDOW))
+    ran, provider = what_ran(events, sites(WINDOW, WINDOW))
     assert ran == {"node_0": FUNCTION_BODY, "node_1": KERNEL} and provider == "CPUExecutionProvider"
 
 
 def test_a_site_of_which_nothing_ran_is_found_although_others_of_its_operator_ran() -> None:
     with pytest.raises(ExportFailed, match=r"node_0, node_1: .* at 1 of these sites"):
-        _what_ran([*map(event, FIRST)], sites(WINDOW, WINDOW))
+        what_ran([*map(event, FIRST)], sites(WINDOW, WINDOW))
     with pytest.raises(ExportFailed, match=r"node_1: .*longspan::BlockSparseAttention at 1 of these sites"):
-        _what_ran([*map(event, FIRST + SECOND)], sites(WINDOW, BLOCKS, WINDOW))
-    ran, _ = _what_ran(
+        what_ran([*map(event, FIRST + SECOND)], sites(WINDOW, BLOCKS, WINDOW))
+    ran, _ = what_ran(
         [*map(event, FIRST + SECOND), event("node_1_kernel_time", BLOCKS)], sites(WINDOW, BLOCKS, WINDOW)
     )
     assert list(ran.values()) == [FUNCTION_BODY, KERNEL, FUNCTION_BODY]

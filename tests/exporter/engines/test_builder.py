@@ -1,0 +1,237 @@
+"""``build``: engines of TensorRT-RTX without a GPU, the path to TensorRT on a stand-in, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from longspan.exporter import BundleCorrupted, EnvironmentLacks, ExportFailed, FallbackRan, InvalidRequest
+from longspan.exporter.bundle import Bundle
+from longspan.exporter.engines import BuildRequest, Engine, build
+from longspan.exporter.engines.manifest import ENGINE_FILE, NOT_RUN, EngineManifest, engine_names
+from longspan.exporter.whole_folders import MANIFEST_FILE
+
+from . import stand_in
+
+Copy = Callable[[Path], Path]
+
+SMALL = ("input_ids:[2,64]",)
+
+
+@pytest.fixture
+def rtx() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+
+
+@pytest.fixture
+def bundle(longformer_bundle: Path, copied: Copy) -> Path:
+    return copied(longformer_bundle)
+
+
+def request(target: str = "tensorrt-rtx", **options: Any) -> BuildRequest:
+    if target == "tensorrt-rtx":
+        options.setdefault("compute_capabilities", ("sm89",))
+    return BuildRequest(target, max_shapes=SMALL, **options)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_an_engine_stands_beside_its_model_with_a_manifest(bundle: Path) -> None:
+    stages: list[str] = []
+    engine = build(bundle, request(), progress=stages.append)
+    assert engine.path == bundle / "engines" / "tensorrt-rtx-sm89-fp32"
+    again = Engine.open(Bundle.open(bundle), engine.name)
+    assert again.manifest == engine.manifest
+    manifest = again.manifest
+    assert manifest.status == NOT_RUN
+    assert manifest.compute_capabilities == ("sm89",)
+    assert manifest.profiles[0].inputs["input_ids"].max == (2, 64)
+    assert [site.lowering for site in manifest.sites] == ["function body"] * 2
+    assert manifest.plugin is None
+    assert manifest.versions["tensorrt_rtx"]
+    assert manifest.options == {"max_shapes": list(SMALL), "compute_capabilities": ["sm89"]}
+    assert sorted(file.name for file in engine.path.iterdir()) == [MANIFEST_FILE, ENGINE_FILE]
+    assert any("Building engine" in stage for stage in stages), "the builder's progress is shown"
+    assert engine_names(Bundle.open(bundle)) == [engine.name]
+    assert not [entry for entry in (bundle / "engines").iterdir() if entry.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("rtx")
+def test_options_reach_the_builder(bundle: Path) -> None:
+    options: dict[str, Any] = {"weight_streaming": True, "optimization_level": 1, "pool_limits": {"workspace": 1 << 30}}
+    engine = build(bundle, request(name="x", compute_capabilities=("sm89", "sm120"), **options))
+    assert engine.manifest.options.items() >= options.items()
+    assert engine.manifest.compute_capabilities == ("sm89", "sm120")
+
+
+@pytest.mark.usefixtures("rtx")
+def test_what_only_a_gpu_can_compile(bundle: Path) -> None:
+    with pytest.raises(EnvironmentLacks, match="weights can be replaced on a GPU only"):
+        build(bundle, request(strip=True))
+
+
+@pytest.mark.usefixtures("rtx")
+def test_an_operation_that_a_device_lacks_is_named(bundle: Path) -> None:
+    with pytest.raises(ExportFailed, match=r"node_.*for Turing .*FP32 GEMM .*next step: --dtype fp16"):
+        build(bundle, request(compute_capabilities=("sm75",)))
+
+
+@pytest.mark.usefixtures("rtx")
+def test_two_profiles(bundle: Path) -> None:
+    shapes = ("input_ids:[1,16]", "input_ids:[2,64]")
+    engine = build(bundle, BuildRequest("tensorrt-rtx", max_shapes=shapes, compute_capabilities=("sm89",)))
+    assert [profile.inputs["input_ids"].max for profile in engine.manifest.profiles] == [(1, 16), (2, 64)]
+
+
+def test_an_old_engine_is_kept_until_force_replaces_it(rtx_bundle: Path, copied: Copy) -> None:
+    bundle = copied(rtx_bundle)
+    first = Engine.open(Bundle.open(bundle), "x").manifest
+    with pytest.raises(InvalidRequest, match="holds an engine already"):
+        build(bundle, request(name="x"))
+    with pytest.raises(ExportFailed, match=r"no tactics .* workspace"):
+        build(bundle, request(name="x", pool_limits={"workspace": 1024}), force=True)
+    assert Engine.open(Bundle.open(bundle), "x").manifest == first
+    second = build(bundle, request(name="x", compute_capabilities=("sm80",)), force=True)
+    assert Engine.open(Bundle.open(bundle), "x").manifest == second.manifest
+
+
+def test_damage_is_found(bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle)
+    folder = bundle / "engines" / "x"
+    folder.mkdir(parents=True)
+    for manifest, message in (
+        ("", "is not the manifest of an engine"),
+        ('{"schema_version": 99}', "schema version 99"),
+        ('{"schema_version": 1}', "KeyError"),
+    ):
+        (folder / MANIFEST_FILE).write_text(manifest)
+        with pytest.raises(BundleCorrupted, match=message):
+            Engine.open(opened, "x")
+    with pytest.raises(InvalidRequest, match="has no such engine; it has: x; next step: longspan build"):
+        Engine.open(opened, "y")
+
+
+def test_a_changed_engine_is_refused(rtx_bundle: Path, copied: Copy) -> None:
+    bundle = copied(rtx_bundle)
+    engine = Engine.open(Bundle.open(bundle), "x")
+    original = engine.file.read_bytes()
+    changed = bytearray(original)
+    changed[len(changed) // 2] ^= 1
+    engine.file.write_bytes(changed)
+    with pytest.raises(BundleCorrupted, match=r"model\.engine: differs from what was written .* build again"):
+        Engine.open(Bundle.open(bundle), "x")
+    engine.file.write_bytes(original)
+    manifest = json.loads((engine.path / MANIFEST_FILE).read_text())
+    (engine.path / MANIFEST_FILE).write_text(json.dumps(manifest | {"model_sha256": "0" * 64}))
+    with pytest.raises(BundleCorrupted, match=r"was built from another model\.onnx"):
+        Engine.open(Bundle.open(bundle), "x")
+
+
+def test_a_manifest_names_no_file_outside_its_folder() -> None:
+    with pytest.raises(BundleCorrupted, match="no plain name"):
+        EngineManifest.from_json(
+            json.dumps(
+                {"schema_version": 1, "profiles": [], "compute_capabilities": [], "plugin": None, "sites": []}
+                | {"file": "../../x", "files": {}}
+            )
+        )
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_capability_that_the_target_does_not_have(bundle: Path) -> None:
+    with pytest.raises(InvalidRequest, match="sm90: TensorRT-RTX does not build for it; allowed: sm75, "):
+        build(bundle, request(compute_capabilities=("sm90",)))
+    with pytest.raises(InvalidRequest, match="--compute-capability is needed where there is no GPU"):
+        build(bundle, request(compute_capabilities=()))
+
+
+def test_without_the_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longspan.exporter.engines.builder.importlib.util.find_spec", lambda name: None)
+    for target, remedy in (("tensorrt", "pip install tensorrt"), ("tensorrt-rtx", r"pip install 'longspan\[rtx\]'")):
+        with pytest.raises(EnvironmentLacks, match=f"is not installed; next step: {remedy}"):
+            build(bundle, request(target))
+
+
+def test_tensorrt_wants_a_gpu(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    monkeypatch.setattr("longspan.exporter.engines.builder.cuda_gpu", lambda: None)
+    with pytest.raises(EnvironmentLacks, match="TensorRT times kernels on the GPU"):
+        build(bundle, request("tensorrt"))
+
+
+def test_tensorrt_without_the_plugin(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    cache = tmp_path / "timing.cache"
+    engine = build(bundle, request("tensorrt", plugin_api="none", timing_cache=cache))
+    manifest = engine.manifest
+    assert engine.name == "tensorrt-sm89-fp32"
+    assert (manifest.device, manifest.compute_capabilities) == ("Stand-in GPU", ("sm89",))
+    assert manifest.versions["tensorrt"] == "10.14.1.48"
+    assert {rung.reason for site in manifest.sites for rung in site.ladder if not rung.chosen} == {"--plugin-api none"}
+    assert cache.stat().st_size
+    build(bundle, request("tensorrt", plugin_api="none", timing_cache=cache), force=True)
+    with pytest.raises(InvalidRequest, match="its folder does not exist"):
+        build(bundle, request("tensorrt", plugin_api="none", timing_cache=tmp_path / "no" / "cache"), force=True)
+
+
+@pytest.mark.parametrize("content", [b"text", b"\x7fELF" + b"\0" * 60])
+def test_a_file_that_is_no_plugin_library(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    library = tmp_path / "other.so"
+    library.write_bytes(content)
+    with pytest.raises(EnvironmentLacks, match=r"other\.so"):
+        build(bundle, request("tensorrt", plugin_library=library))
+
+
+def test_a_plugin_library_of_another_major_version_is_refused_before_it_is_loaded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longspan.plugins import LibraryMissing
+    from longspan.plugins.library import tensorrt_library_path
+
+    try:
+        library = tensorrt_library_path(10)
+    except LibraryMissing as error:
+        pytest.skip(str(error))
+    stand_in.install(tmp_path / "packages", monkeypatch, "11.4.0.106")
+    with pytest.raises(EnvironmentLacks, match=r"was built for TensorRT 10, here is 11\.4\.0\.106"):
+        build(bundle, request("tensorrt", plugin_library=Path(library)))
+    with pytest.raises(EnvironmentLacks, match="liblongspan_trt11"):
+        build(bundle, request("tensorrt"))
+
+
+def test_a_process_that_ends_is_one_line_that_names_the_node(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX, which stands in here, ends the process where it meets a plugin."""
+    from longspan.plugins import LibraryMissing
+    from longspan.plugins.library import tensorrt_library_path
+
+    try:
+        tensorrt_library_path(10)
+    except LibraryMissing as error:
+        pytest.skip(str(error))
+    pytest.importorskip("triton")
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    with pytest.raises(ExportFailed, match=r"TensorRT 10\.14\.1\.48 .*sliding_window_attention"):
+        build(bundle, request("tensorrt"))
+    assert not (bundle / "engines").exists()
+
+
+def test_require_kernel(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    monkeypatch.setattr("longspan.exporter.engines.graphs.plugin_graph._served", _none_served)
+    with pytest.raises(FallbackRan, match="--require-kernel: no kernel of the plugin serves 2 of 2"):
+        build(bundle, request("tensorrt", require_kernel=True))
+    with pytest.raises(ExportFailed, match="--plugin-api none, which builds the function bodies"):
+        build(bundle, request("tensorrt"))
+
+
+def _none_served(model: Any, targets: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    from longspan.exporter.sites.record import longspan_nodes
+
+    return {}, {node.name or "": "it is too wide" for node in longspan_nodes(model)}
