@@ -51,6 +51,7 @@ def _capabilities(context: click.Context, parameter: click.Parameter, value: str
 @click.option("--force", is_flag=True, help="Replace an engine of that name.")
 @click.option("--plugin-api", type=click.Choice(PLUGIN_APIS), help="TensorRT: how it gets our kernels (v3).")
 @click.option("--plugin-library", type=click.Path(path_type=Path), help="TensorRT: this library, not Longspan's own.")
+@click.option("--require-kernel", is_flag=True, help="TensorRT: fail with code 5 where a site has no kernel.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT: keep timings of kernels here.")
 @click.option(
     "--hardware-compatibility-level",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -76,6 +77,8 @@ def build(
         shapes = (request.min_shapes, request.opt_shapes, request.max_shapes)
         profiles = profiles_of(opened.manifest, *shapes)
     gpu = None if request.target == ORT else _require_tensorrt(request)
+    if request.timing_cache is not None and not request.timing_cache.absolute().parent.is_dir():
+        raise InvalidRequest(f"--timing-cache {request.timing_cache}: its folder does not exist")
 
     import onnx_ir as ir
 
@@ -155,18 +158,32 @@ class _Job:
         )
 
     def _kernels(self, plugin: str) -> tuple[Target, ...]:
-        """What the plugin's kernels are compiled for."""
+        """What the plugin's kernels are for: the devices that the engine will run on."""
         if plugin == NO_PLUGIN:
             return ()
-        raise NotImplementedError
+        from ...plugins.gpu.pack_build import PTX, Target
+        from ...plugins.gpu.variants import ARCHITECTURES
+
+        assert self.gpu is not None, "_require_tensorrt looked before"
+        if self.request.compute_capabilities:
+            named = [int(name.removeprefix("sm")) for name in self.request.compute_capabilities]
+        elif self.request.hardware_compatibility == "ampere-plus":
+            named = list(ARCHITECTURES)
+        else:
+            named = [int(self.gpu.architecture.removeprefix("sm"))]
+        tuned = tuple(Target(number) for number in named if number in ARCHITECTURES)
+        everywhere = len(tuned) < len(named) or self.request.hardware_compatibility == "ampere-plus"
+        return (*tuned, *((PTX,) if everywhere else ()))
 
     def _manifest(self, versions: dict[str, str], **values: Any) -> EngineManifest:
         defaults = {item.name: item.default for item in dataclasses.fields(BuildRequest)}
-        options = {
-            name: str(value) if isinstance(value, Path) else value
+        given = {
+            name: value
             for name, value in dataclasses.asdict(self.request).items()
             if name != "target" and value and value != defaults[name]
         }
+        # As JSON reads it back.
+        options = json.loads(json.dumps(given, default=str))
         return EngineManifest(
             target=self.request.target,
             device="" if self.gpu is None else self.gpu.name,
@@ -202,6 +219,11 @@ def _require_tensorrt(request: BuildRequest) -> Gpu | None:
             raise InvalidRequest(
                 "--compute-capability is needed where there is no GPU to build for; allowed: "
                 f"{', '.join(RTX_CAPABILITIES)}, several separated by commas"
+            )
+        if gpu is None and (request.refit or request.strip):
+            raise EnvironmentLacks(
+                "--refit, --strip: TensorRT-RTX compiles engines whose weights can be replaced on a GPU only, and here "
+                "is none; next step: build without them, or on a machine with a GPU"
             )
     elif gpu is None:
         raise EnvironmentLacks(

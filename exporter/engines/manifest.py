@@ -165,6 +165,11 @@ class Engine:
         return self.path.name
 
     @property
+    def sha256(self) -> str:
+        """Of the engine's file."""
+        return self.manifest.files[self.manifest.file]
+
+    @property
     def file(self) -> Path:
         """The engine, or the model of an ``ort`` build."""
         return self.path / self.manifest.file

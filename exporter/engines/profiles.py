@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import InvalidRequest
 from ..manifest import InputRecord, Manifest
-from ..parity.inputs import parse_shapes, sizes_of
+from ..shapes import parse_shapes, sizes_of
 from ..sources.base import BATCH, SEQUENCE
 
 Shape = tuple[int, ...]
@@ -156,7 +156,7 @@ def _sizes(symbol: str, manifest: Manifest, given: Mapping[str, Mapping[str, int
             f"give it, e.g. --max-shapes {record.name}:[{','.join('1' for _ in record.shape)}]"
         )
     else:
-        usual_best, usual_high = best or 1, high or best or 1
+        usual_best = usual_high = high or best or 1
     low = 1 if low is None else low
     high = max(usual_high, low, best or 1) if high is None else high
     best = min(max(usual_best, low), high) if best is None else best

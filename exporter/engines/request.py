@@ -45,6 +45,7 @@ class BuildRequest:
             this list which kernels go into the engine.
         plugin_api: One of `PLUGIN_APIS`; None for the target's own.
         plugin_library: The plugin library to use instead of Longspan's own for TensorRT's major version.
+        require_kernel: Whether to refuse the build where a site has no kernel, instead of building its function body.
         timing_cache: File that keeps what kernels were timed; read where it exists, written after the build.
         hardware_compatibility: One of `HARDWARE_COMPATIBILITY`.
         version_compatible: Whether later versions of TensorRT can load the engine.
@@ -65,6 +66,7 @@ class BuildRequest:
     compute_capabilities: tuple[str, ...] = ()
     plugin_api: str | None = None
     plugin_library: Path | None = None
+    require_kernel: bool = False
     timing_cache: Path | None = None
     hardware_compatibility: str = "none"
     version_compatible: bool = False
@@ -103,6 +105,8 @@ class BuildRequest:
                 "--refit, --strip: TensorRT-RTX refits engines of one compute capability only; next step: build one "
                 "engine for each"
             )
+        if self.require_kernel and self.plugin_api == NO_PLUGIN:
+            raise InvalidRequest("--require-kernel: --plugin-api none builds function bodies; leave one out")
         if self.plugin_library is not None and self.plugin_api not in (None, PLUGIN_V3):
             raise InvalidRequest(f"--plugin-library: --plugin-api {self.plugin_api} uses no library; leave one out")
 
@@ -130,6 +134,7 @@ _OPTIONS = {
     "compute_capabilities": ("--compute-capability", _TENSORRTS),
     "plugin_api": ("--plugin-api", (TENSORRT,)),
     "plugin_library": ("--plugin-library", (TENSORRT,)),
+    "require_kernel": ("--require-kernel", (TENSORRT,)),
     "timing_cache": ("--timing-cache", (TENSORRT,)),
     "hardware_compatibility": ("--hardware-compatibility-level", (TENSORRT,)),
     "version_compatible": ("--version-compatible", (TENSORRT,)),

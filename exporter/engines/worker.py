@@ -26,6 +26,13 @@ _PARSING = "Parsing node: "
 _USUAL = "has Int64 binding"
 """Part of a warning at every input of int64, which is what the manifest says of it."""
 
+_ADVICE = {
+    "FP32 GEMM is not supported": "; next step: --dtype fp16",
+    "workspace": "; next step: a larger --pool-limit workspace, or smaller --max-shapes",
+    "OutOfMemory": "; next step: smaller --max-shapes, or a larger --pool-limit workspace",
+}
+"""What helps against a failure that TensorRT describes with these words."""
+
 _LOGGED_ERRORS = 20
 """Error messages that are kept; the first says what was wrong, the later ones what followed from it."""
 
@@ -192,8 +199,7 @@ def _config(trt: Any, builder: Any, network: Any, request: dict[str, Any], event
         "profiles": profiles,
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
         "memory_pool_limits": {
-            getattr(trt.MemoryPoolType, pool.upper().replace("-", "_")): size
-            for pool, size in request["pool_limits"].items()
+            _member(trt.MemoryPoolType, pool, "--pool-limit"): size for pool, size in request["pool_limits"].items()
         },
         "refittable": request["refit"],
         "strip_plan": request["strip"],
@@ -213,12 +219,20 @@ def _config(trt: Any, builder: Any, network: Any, request: dict[str, Any], event
             version_compatible=request["version_compatible"],
             hardware_compatibility_level=None
             if level == "none"
-            else getattr(trt.HardwareCompatibilityLevel, level.upper().replace("-", "_")),
+            else _member(trt.HardwareCompatibilityLevel, level, "--hardware-compatibility-level"),
             **options,
         )(builder, network)
     # fp32 means fp32: matrix products are not rounded to 10 bits behind a user's back.
     config.clear_flag(trt.BuilderFlag.TF32)
     return config
+
+
+def _member(names: Any, name: str, option: str) -> Any:
+    """What TensorRT calls the value of an option."""
+    member = getattr(names, name.upper().replace("-", "_"), None)
+    if member is None:
+        raise Refused("request", f"{option} {name}: this version has no such value")
+    return member
 
 
 def _monitor(trt: Any, events: Events) -> Any:
@@ -261,7 +275,9 @@ def _build(builder: Any, network: Any, parser: Any, config: Any, request: dict[s
             )
             Path(request["engine"]).write_bytes(loader())
         except PolygraphyException as error:
-            raise Refused("build", _first(logger, str(error))) from error
+            reason = _first(logger, str(error))
+            advice = next((advice for part, advice in _ADVICE.items() if part in reason), "")
+            raise Refused("build", reason + advice) from error
 
 
 def _first(logger: Any, otherwise: str) -> str:

@@ -15,11 +15,12 @@ from ..devices import CPU, require_device
 from ..errors import ExportFailed, FallbackRan, InvalidRequest
 from ..manifest import Manifest
 from ..reports.files import prepare_folder
+from ..shapes import parse_shapes, sizes_of
 from ..sources.base import BATCH, SEQUENCE
 from ..sources.reload import Consent, refuse_differing, request_again
 from .cases import Case, single_shape, sweep, sweep_lengths
 from .comparison import ORIGINAL_LONGEST, Comparison
-from .inputs import Feed, draw_inputs, load_feeds, parse_shapes, save_feeds, sizes_of
+from .inputs import Feed, draw_inputs, load_feeds, save_feeds
 from .publish import publish
 from .report import CaseReport, CheckReport, PathReport, SitesReport
 from .tolerances import Overrides

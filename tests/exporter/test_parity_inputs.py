@@ -18,10 +18,9 @@ from longspan.exporter.parity.inputs import (
     PADDINGS,
     draw_inputs,
     load_feeds,
-    parse_shapes,
     save_feeds,
-    sizes_of,
 )
+from longspan.exporter.shapes import parse_shapes, sizes_of
 from longspan.exporter.sites.record import AttentionSite
 
 INPUTS = (

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...errors import ExportFailed, FallbackRan
 from ...sites.record import Rung, longspan_nodes
 from ..manifest import BuiltSite
-from ..request import TENSORRT_RTX, BuildRequest
+from ..request import PLUGIN_AOT, TENSORRT_RTX, BuildRequest
 from .body_graph import body_graph
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def prepare(
         progress: Told each stage.
 
     Raises:
-        ExportFailed: a node cannot be built, or no kernel serves a site; the text names it.
+        ExportFailed: a node cannot be built, or no kernel serves any site; the text names it.
+        FallbackRan: no kernel serves a site, and the request wants a kernel at each.
         EnvironmentLacks: kernels must be compiled and the compiler is missing.
     """
     dtype = dtype_of(model)
@@ -75,7 +77,24 @@ def prepare(
         progress("inline the function bodies")
         sites = tuple(_body_site(node.name or "", request) for node in longspan_nodes(model))
         return PreparedGraph(body_graph(model), dtype, kept, sites)
-    raise NotImplementedError
+    from .plugin_graph import plugin_graph
+
+    progress("write the plugins")
+    plugins = plugin_graph(model, kernels, bodies=True, embed=request.plugin_api != PLUGIN_AOT, progress=progress)
+    _refuse_bodies(plugins.sites, request.require_kernel)
+    return PreparedGraph(plugins.model, dtype, kept, plugins.sites)
+
+
+def _refuse_bodies(sites: Sequence[BuiltSite], require_kernel: bool) -> None:
+    """Refuse a build that asked for the plugin and would have it nowhere, or not everywhere where that was asked for."""
+    bodies = {site.node: site.ladder[0].reason for site in sites if site.lowering == "function body"}
+    if not bodies or (len(bodies) < len(sites) and not require_kernel):
+        return
+    reasons = "; ".join(f"node {node!r}: {reason}" for node, reason in bodies.items())
+    text = f"no kernel of the plugin serves {len(bodies)} of {len(sites)} attention sites: {reasons}"
+    if require_kernel:
+        raise FallbackRan(f"--require-kernel: {text}")
+    raise ExportFailed(f"{text}; next step: --plugin-api none, which builds the function bodies")
 
 
 def _body_site(node: str, request: BuildRequest) -> BuiltSite:
