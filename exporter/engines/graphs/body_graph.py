@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ....plugins.definition import DOMAIN
-from .inlining import inline_other_functions, inline_site, without_loop_conditions
-from .refusals import refuse_unknown_operators
+from .inlining import inline_other_functions, inline_site
+from .refusals import STANDARD, refuse_misread_nodes, refuse_unknown_operators
+from .rewrites import counted_by_comparison, without_loop_conditions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,26 +24,37 @@ def body_graph(model: ir.Model) -> ir.Model:
         A graph of standard operators without functions, whose nodes and values all have names of their own.
 
     Raises:
-        ExportFailed: a site contradicts its operator's definition, or a node is of an operator that is neither standard
-            ONNX nor has a function. TensorRT takes such a node for a plugin, and TensorRT-RTX then ends the process.
+        ExportFailed: a site contradicts its operator's definition, or there is a node that TensorRT must not see: of an
+            operator that is neither standard ONNX nor has a function, which it takes for a plugin, and TensorRT-RTX
+            then ends the process; or one that it reads as something else, such as Attention with a window.
     """
     prepared = model.clone()
     inline_other_functions(prepared)
     for node in [node for node in prepared.graph.all_nodes() if node.domain == DOMAIN]:
         inline_site(prepared, node)
     finish(prepared)
-    refuse_unknown_operators(prepared)
     return prepared
 
 
-def finish(model: ir.Model) -> None:
-    """Tidy up, in place, after sites were inlined: dead functions, loop conditions, names, imports."""
+def finish(model: ir.Model, domains: Sequence[str] = STANDARD) -> None:
+    """What both paths need when sites are done, in place: rewrites, unique names, and refusal of what is left.
+
+    Args:
+        model: Its sites are inlined or plugins.
+        domains: Those of the operators that TensorRT knows.
+
+    Raises:
+        ExportFailed: a node is left that TensorRT must not see.
+    """
     from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
 
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     without_loop_conditions(model)
+    counted_by_comparison(model)
     name_nodes(model)
     RemoveUnusedOpsetsPass()(model)
+    refuse_unknown_operators(model, domains)
+    refuse_misread_nodes(model)
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -60,27 +60,3 @@ def _inline(model: ir.Model, wanted: Callable[[ir.Function], bool]) -> None:
     from onnx_ir.passes.common import InlinePass
 
     InlinePass(criteria=wanted)(model)
-
-
-def without_loop_conditions(model: ir.Model) -> None:
-    """Take from each Loop with a trip count, in place, a condition that is never false.
-
-    With both, TensorRT warns that scan outputs may have the wrong shape, and keeps a recurrence for the condition.
-    """
-    import onnx_ir as ir
-
-    for node in model.graph.all_nodes():
-        if node.op_type != "Loop" or node.domain not in ("", "ai.onnx") or None in node.inputs[:2]:
-            continue
-        body = node.attributes["body"].as_graph()
-        condition, kept = node.inputs[1], body.outputs[0].producer()
-        constant = ir.convenience.get_const_tensor(condition) if condition is not None else None
-        passed_on = kept is not None and kept.op_type == "Identity" and kept.inputs[0] is body.inputs[1]
-        if constant is not None and bool(constant.numpy()) and kept is not None and passed_on:
-            node.replace_input_with(1, None)
-            # Without the condition, TensorRT's parser does not know the body's input for it either.
-            always = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(True))], name=kept.name)
-            always.outputs[0].name = f"{kept.outputs[0].name}_always"
-            body.insert_before(kept, always)
-            kept.outputs[0].replace_all_uses_with(always.outputs[0], replace_graph_outputs=True)
-            body.remove(kept, safe=True)

@@ -18,7 +18,7 @@ from ..manifest import BuiltSite
 from .body_graph import finish
 from .inlining import inline_other_functions, inline_site
 from .node_packs import node_packs, refusals
-from .refusals import STANDARD, refuse_unknown_operators
+from .refusals import STANDARD
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,8 +95,7 @@ def plugin_graph(
             _write_plugin(prepared, node, kernels.get(name), words)
     for identifier in [identifier for identifier in prepared.functions if identifier[0] == DOMAIN]:
         del prepared.functions[identifier]
-    finish(prepared)
-    refuse_unknown_operators(prepared, (*STANDARD, DOMAIN))
+    finish(prepared, (*STANDARD, DOMAIN))
     return PluginGraph(prepared, tuple(ladders))
 
 
