@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ..exporter.parity import CaseReport, CheckReport, PathReport
+    from ..exporter.parity import CaseReport, CheckReport
     from ..exporter.parity.report import Judged
 
 
@@ -51,6 +51,7 @@ def _lengths(context: click.Context, parameter: click.Parameter, value: str | No
     show_default=True,
     help="Where the bundle computes.",
 )
+@click.option("--engine", metavar="NAME", help="Check this engine of BUNDLE, which longspan build made, in its place.")
 @click.option("--require-kernel", is_flag=True, help="Fail with code 5 where the function body runs instead.")
 @click.option(
     "--sites/--no-sites", default=None, help="Compare every attention site in one case (default: where a path fails)."
@@ -80,8 +81,11 @@ def command(
     Runtime by the longspan kernel and by the function body. Lengths stand around each window of the model, because a
     window that holds the whole text computes the same as dense attention. Tolerances are derived from the float64 run.
 
-    The report is kept in BUNDLE/reports: check.json, check.junit.xml and check.html. With --judge it is judged again
-    under other tolerances, exactly, and nothing in BUNDLE changes.
+    With --engine an engine runs alone in place of the bundle, at those lengths that its optimization profiles admit.
+
+    The report is kept in BUNDLE/reports: check.json, check.junit.xml and check.html; that of an engine in
+    BUNDLE/reports/engines/NAME. With --judge it is judged again under other tolerances, exactly, and nothing in BUNDLE
+    changes.
     """
     from ..exporter.errors import InvalidRequest
     from ..exporter.parity.publish import JUNIT_FILE
@@ -112,7 +116,9 @@ def _checked(bundle: Path, options: dict[str, Any]) -> tuple[CheckReport, Path]:
 
     with progress("check") as stage:
         given = {name: value for name, value in options.items() if value is not None}
-        return check(bundle, progress=stage, **given), bundle / "reports" / PAGE_FILE
+        report = check(bundle, progress=stage, **given)
+    engine = () if report.engine is None else ("engines", report.engine.name)
+    return report, bundle.joinpath("reports", *engine, PAGE_FILE)
 
 
 def _judged(ctx: click.Context, bundle: Path, options: dict[str, Any]) -> tuple[CheckReport, Path]:
@@ -125,14 +131,14 @@ def _judged(ctx: click.Context, bundle: Path, options: dict[str, Any]) -> tuple[
         parameter.opts[0]
         for parameter in ctx.command.params
         if parameter.name in options
-        and parameter.name not in ("rtol", "atol", "require_kernel")
+        and parameter.name not in ("rtol", "atol", "require_kernel", "engine")
         and ctx.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
     ]
     if useless:
         raise InvalidRequest(f"--judge runs nothing, so {', '.join(useless)} would have no effect; leave it out")
-    report, file = load_for(bundle)
+    report, file = load_for(bundle, options["engine"])
     report = judge(report, Overrides.parse(options["rtol"], options["atol"]))
-    others = [f"{node}: {ran}" for path in report.paths[:1] for node, ran in path.sites.items() if ran != path.name]
+    others = [f"{node}: {ran}" for node, ran in report.paths[0].sites.items() if ran != "kernel"]
     if options["require_kernel"] and (others or not report.paths[0].ran):
         raise FallbackRan(f"{file}: --require-kernel: {report.paths[0].reason or ', '.join(others)}")
     return report, file
@@ -254,27 +260,23 @@ def _lowering_lines(report: CheckReport) -> list[str]:
         if not path.ran:
             lines.append(f"[bold]{path.name}[/]: not run: {path.reason}")
             continue
-        line = f"[bold]{path.name}[/]: {_what_ran(path)} ({path.runtime}, {path.provider})"
+        seen = f"[red]{path.what_ran}[/]" if path.others else path.what_ran
+        dtype = f", {path.dtype}" if path.dtype else ""
+        line = f"[bold]{path.name}[/]: {seen} ({path.runtime}, {path.provider}{dtype})"
         worst = report.worst(path.name)
         if worst is not None:
             case, output = worst
             judged = output.lowering[path.name]
             line += f"; closest to its tolerance: {_of_allowed(judged)} at {case}, output {output.name}"
         lines.append(line)
+        lines += [f"{path.name}: {note}" for path in report.paths for note in path.notes]
+    if report.engine is not None:
+        lines += [f"outside its optimization profiles: {line}" for line in report.engine.outside]
     return lines
 
 
 def _of_allowed(judged: Judged) -> str:
     return f"{_cell(judged)} of {judged.tolerance:.1e} allowed"
-
-
-def _what_ran(path: PathReport) -> str:
-    """What was seen in the session, which need not be what was meant."""
-    ran = sum(1 for seen in path.sites.values() if seen == path.name)
-    if ran == len(path.sites):
-        return f"ran at {ran} of {ran} sites"
-    others = sorted({seen for seen in path.sites.values() if seen != path.name})
-    return f"[red]ran at {ran} of {len(path.sites)} sites; {', '.join(others)} at the others[/]"
 
 
 def _approximation(entry: CaseReport) -> list[Judged]:
@@ -329,7 +331,9 @@ def _approximation_lines(report: CheckReport) -> list[str]:
 
 def _scope_lines(report: CheckReport) -> list[str]:
     lines = []
-    if report.max_length is not None and report.checked_length < report.max_length:
+    # What an engine does not take is listed with its path.
+    outside = report.engine is not None and report.engine.outside
+    if report.max_length is not None and report.checked_length < report.max_length and not outside:
         lines.append(
             f"checked up to {report.checked_length:,} of the {report.max_length:,} tokens that the model accepts; "
             f"--max-length {report.max_length} checks them all"

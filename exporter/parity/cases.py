@@ -24,7 +24,8 @@ LONGEST = 8192
 WITHOUT_LIMIT = 4096
 """Longest input for a model that accepts any length, unless its windows need more."""
 
-_BATCHES = (3, 1)
+BATCHES = (3, 1)
+"""Rows that a sweep is made with."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,17 @@ def sweep_lengths(
     return tuple(sorted({length for length in lengths if 1 <= length <= limit} | {limit}))
 
 
-def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
+def sweep(manifest: Manifest, lengths: Sequence[int], batches: Sequence[int] = BATCHES) -> tuple[Case, ...]:
     """Combine lengths with batches and masks: every length, and every pair of batch, padding and global tokens.
 
     Every length is met with a row that has no padding. Where a text outgrows one side of a window, a single pair of
     tokens, the first and the last, tells the right pattern from the next; there global tokens would hide it too, so
-    those lengths are met without. The longest is met once, as one row, because it takes the most time.
+    those lengths are met without. The longest is met once, with the fewest rows, because it takes the most time.
 
     Args:
         manifest: The bundle's manifest; decides which masks there are.
         lengths: Lengths to check, ascending.
+        batches: Rows to check them with.
 
     Raises:
         InvalidRequest: a length is below 1 or above what the model accepts.
@@ -94,7 +96,7 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
         if length < 1 or (manifest.max_length is not None and length > manifest.max_length):
             raise InvalidRequest(f"--lengths {length}: the model accepts 1 to {manifest.max_length or 'any number of'}")
     paddings, global_kinds = mask_kinds(manifest)
-    kinds = [_Kind(*values) for values in itertools.product(_BATCHES, paddings, reversed(global_kinds))]
+    kinds = [_Kind(*values) for values in itertools.product(batches, paddings, reversed(global_kinds))]
     missing = set().union(*(kind.pairs for kind in kinds))
     uses: collections.Counter[_Kind] = collections.Counter()
     cases = []
@@ -106,7 +108,8 @@ def sweep(manifest: Manifest, lengths: Sequence[int]) -> tuple[Case, ...]:
         cases.append(Case(kind.batch, length, kind.padding, kind.global_tokens))
 
     *shorter, longest = lengths
-    meet(longest, [kind for kind in kinds if kind.batch == 1 and kind.whole_row])
+    fewest = min(batches)
+    meet(longest, [kind for kind in kinds if kind.batch == fewest and kind.whole_row])
     edges = set().union(*(site.sweep(manifest.conversion.global_tokens).edges for site in manifest.sites))
     for length in reversed(shorter):
         bare = length in edges

@@ -6,55 +6,26 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bundle import MODEL_FILE, Bundle
 from ..devices import CPU, require_device
 from ..errors import ExportFailed, FallbackRan, InvalidRequest
-from ..manifest import Manifest
 from ..reports.files import prepare_folder
-from ..shapes import parse_shapes, sizes_of
-from ..sources.base import BATCH, SEQUENCE
 from ..sources.reload import Consent, refuse_differing, request_again
-from .cases import Case, single_shape, sweep, sweep_lengths
 from .comparison import ORIGINAL_LONGEST, Comparison
-from .inputs import Feed, draw_inputs, load_feeds, save_feeds
+from .inputs import Feed, save_feeds
+from .plan import Plan, Wanted, plan
 from .publish import publish
-from .report import CaseReport, CheckReport, PathReport, SitesReport
+from .report import CaseReport, CheckedEngine, CheckReport, PathReport, SitesReport
+from .saved import reports_folder
 from .tolerances import Overrides
 
 if TYPE_CHECKING:
+    from ..engines.manifest import Engine
     from ..pipeline import Prepared, Progress
     from .runners import RuntimePath, TorchRunners
-
-_FROM_FILE = "file"
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The cases, and how to get the input of each."""
-
-    cases: tuple[Case, ...]
-    loaded: tuple[Feed, ...] | None
-    sizes: dict[str, int]
-    seed: int
-    manifest: Manifest
-
-    def feed(self, index: int) -> Feed:
-        if self.loaded is not None:
-            return self.loaded[index]
-        case = self.cases[index]
-        return draw_inputs(
-            self.manifest.inputs,
-            case.batch,
-            case.length,
-            padding=case.padding,
-            global_tokens=case.global_tokens,
-            seed=self.seed,
-            sizes=self.sizes,
-        )
 
 
 def check(
@@ -75,12 +46,13 @@ def check(
     require_kernel: bool = False,
     sites: bool | None = None,
     device: str = CPU,
+    engine: str | None = None,
     progress: Progress = lambda stage: None,
 ) -> CheckReport:
-    """Prove that a bundle computes what its model does, by the kernel and by the function body.
+    """Prove that a bundle computes what its model does, by the kernel and by the function body, or that an engine does.
 
-    The report is also written to ``reports/`` in the bundle: ``check.json``, from which `judge` can judge again, and
-    made of it ``check.junit.xml`` and ``check.html``.
+    The report is also written to ``reports/`` in the bundle, or ``reports/engines/NAME`` for an engine: ``check.json``,
+    from which `judge` can judge again, and made of it ``check.junit.xml`` and ``check.html``.
 
     Args:
         bundle: The bundle's folder.
@@ -100,53 +72,87 @@ def check(
         require_kernel: Fail unless the kernel runs at every site.
         sites: Whether to compare every site in one case; None for where a path fails.
         device: Where the bundle computes: ``"cpu"`` or ``"cuda"``. The model always runs on the CPU.
+        engine: Name of an engine of the bundle to check in its place, where that computes; None for the bundle.
         progress: Told each stage.
 
     Raises:
         InvalidRequest: an argument is wrong, the source is not what was exported, or it needs a permission.
-        BundleCorrupted: the bundle's files are damaged.
+        BundleCorrupted: the files of the bundle or the engine are damaged.
         EnvironmentLacks: a package or the device is missing.
-        ExportFailed: the model cannot be loaded, or ONNX Runtime cannot run the bundle.
+        ExportFailed: the model cannot be loaded, or the runtime cannot run the bundle.
         FallbackRan: `require_kernel`, and a function body ran or would have.
     """
     progress("open")
-    require_device(device)
+    if engine is None:
+        require_device(device)
+    elif device != CPU or sites:
+        raise InvalidRequest(
+            "--engine: an engine computes where it was built for, and its sites are no outputs of it; leave out "
+            "--device and --sites"
+        )
     opened = Bundle.open(bundle)
+    chosen = None if engine is None else _engine(opened, engine)
     overrides = Overrides.parse(rtol, atol)
     overrides.check([record.name for record in opened.manifest.outputs])
-    plan = _plan(opened.manifest, lengths, max_length, tuple(input_shapes), load_inputs, seed)
-    prepare_folder(opened.reports_path)
+    wanted = Wanted(tuple(lengths or ()), max_length, tuple(input_shapes), load_inputs, seed)
+    planned = plan(opened.manifest, wanted, () if chosen is None else chosen.manifest.profiles)
+    folder = reports_folder(opened, None if chosen is None else chosen.name)
+    prepare_folder(folder)
     if save_inputs is not None:
-        save_feeds([plan.feed(index) for index in range(len(plan.cases))], Path(save_inputs))
+        save_feeds([planned.feed(index) for index in range(len(planned.cases))], Path(save_inputs))
 
-    from .runners import KERNEL, runtime_paths, torch_runners
-
-    progress("open in ONNX Runtime")
-    paths = runtime_paths(opened, plan.feed(0), device)
-    fallback = _fallback(paths[0]) if require_kernel else ""
+    paths = _paths(opened, chosen, planned.feed(0), device, progress)
+    fallback = _fallback(paths[0], chosen) if require_kernel else ""
     if fallback:
-        report = _report(opened, plan, paths, (), overrides, require_kernel, fallback)
-        publish(report, opened.reports_path)
+        report = _report(opened, chosen, planned, paths, (), overrides, require_kernel, fallback)
+        publish(report, folder)
         raise FallbackRan(f"{opened.path}: --require-kernel: {fallback}")
-    assert paths[0].name == KERNEL
+
+    from .runners import torch_runners
+
     progress("load the model")
-    runners = torch_runners(_reload(opened, Consent(source, allow_pickle, trust_remote_code)), opened.manifest)
+    prepared = _reload(opened, Consent(source, allow_pickle, trust_remote_code))
+    runners = torch_runners(prepared, opened.manifest, paths[0].dtype)
     comparison = Comparison(opened.manifest, runners, paths, overrides, original_max_length)
     with comparison.active():
         cases = []
-        for index, case in enumerate(plan.cases):
-            progress(f"case {index + 1} of {len(plan.cases)}: {case}")
-            cases.append(comparison.run(case, plan.feed(index)))
+        for index, case in enumerate(planned.cases):
+            progress(f"case {index + 1} of {len(planned.cases)}: {case}")
+            cases.append(comparison.run(case, planned.feed(index)))
         site_comparison = None
-        chosen = _case_for_sites(cases, sites)
-        if chosen is not None:
-            progress(f"every site: {cases[chosen].case}")
-            site_comparison = _compare_sites(opened, runners, paths, cases[chosen], plan.feed(chosen))
-    report = _report(opened, plan, paths, tuple(cases), overrides, require_kernel, fallback)
+        index = None if chosen is not None else _case_for_sites(cases, sites)
+        if index is not None:
+            progress(f"every site: {cases[index].case}")
+            site_comparison = _compare_sites(opened, runners, paths, cases[index], planned.feed(index))
+    report = _report(opened, chosen, planned, paths, tuple(cases), overrides, require_kernel, fallback)
     report = dataclasses.replace(report, site_comparison=site_comparison)
     progress("write the reports")
-    publish(report, opened.reports_path)
+    publish(report, folder)
+    if chosen is not None and report.passed:
+        from ..engines.running import mark_as_run
+
+        mark_as_run(chosen, paths[0].device)
     return report
+
+
+def _engine(bundle: Bundle, name: str) -> Engine:
+    from ..engines.manifest import Engine
+
+    return Engine.open(bundle, name)
+
+
+def _paths(
+    bundle: Bundle, engine: Engine | None, probe: Feed, device: str, progress: Progress
+) -> tuple[RuntimePath, ...]:
+    if engine is None:
+        from .runners import runtime_paths
+
+        progress("open in ONNX Runtime")
+        return runtime_paths(bundle, probe, device)
+    from ..engines.running import engine_path
+
+    progress(f"open the engine {engine.name}")
+    return (engine_path(bundle, engine, probe),)
 
 
 def _case_for_sites(cases: Sequence[CaseReport], wanted: bool | None) -> int | None:
@@ -172,46 +178,12 @@ def _compare_sites(
     return compare_sites(bundle, runners, paths, case.case, feed, case.failing_paths)
 
 
-def _plan(
-    manifest: Manifest,
-    lengths: Sequence[int] | None,
-    max_length: int | None,
-    input_shapes: tuple[str, ...],
-    load_inputs: str | os.PathLike[str] | None,
-    seed: int,
-) -> _Plan:
-    given = {"--lengths": lengths, "--input-shapes": input_shapes, "--load-inputs": load_inputs}
-    chosen = [option for option, value in given.items() if value]
-    if len(chosen) > 1:
-        raise InvalidRequest(f"{' and '.join(chosen)} contradict each other: each says which inputs to check; give one")
-    if load_inputs is not None:
-        feeds = tuple(load_feeds(Path(load_inputs), manifest.inputs))
-        cases = tuple(_loaded_case(feed, manifest) for feed in feeds)
-        return _Plan(cases, feeds, {}, seed, manifest)
-    if input_shapes:
-        sizes = sizes_of(parse_shapes(input_shapes, manifest.inputs), manifest.inputs)
-        length = sizes.get(SEQUENCE, 1)
-        if manifest.max_length is not None and length > manifest.max_length:
-            raise InvalidRequest(f"--input-shapes: the model accepts up to {manifest.max_length} tokens, not {length}")
-        return _Plan(single_shape(manifest, sizes.get(BATCH, 1), length), None, sizes, seed, manifest)
-    if not lengths and manifest.fixed_length is not None:
-        lengths = (manifest.fixed_length,)
-    elif not lengths:
-        always_global = manifest.conversion.global_tokens
-        lengths = sweep_lengths(manifest.sites, manifest.max_length, max_length, always_global)
-    return _Plan(sweep(manifest, sorted(set(lengths))), None, {}, seed, manifest)
-
-
-def _loaded_case(feed: Feed, manifest: Manifest) -> Case:
-    sizes = sizes_of({name: value.shape for name, value in feed.items()}, manifest.inputs)
-    length = sizes.get(SEQUENCE, 1)
-    if manifest.max_length is not None and length > manifest.max_length:
-        raise InvalidRequest(f"--load-inputs: the model accepts up to {manifest.max_length} tokens, not {length}")
-    return Case(sizes.get(BATCH, 1), length, _FROM_FILE, _FROM_FILE)
-
-
-def _fallback(kernel: RuntimePath) -> str:
+def _fallback(kernel: RuntimePath, engine: Engine | None) -> str:
     """Why the kernel did not run at every site; empty where it did."""
+    if engine is not None:
+        from ..engines.seen import fallback
+
+        return fallback(engine.manifest, kernel.sites)
     if kernel.runner is None:
         return kernel.reason
     bodies = [site for site, ran in kernel.sites.items() if ran != kernel.name]
@@ -241,7 +213,8 @@ def _reload(bundle: Bundle, consent: Consent) -> Prepared:
 
 def _report(
     bundle: Bundle,
-    plan: _Plan,
+    engine: Engine | None,
+    planned: Plan,
     paths: Sequence[RuntimePath],
     cases: tuple[CaseReport, ...],
     overrides: Overrides,
@@ -252,7 +225,6 @@ def _report(
 
     manifest = bundle.manifest
     versions = package_versions()
-    runtime = f"onnxruntime {_runtime_version()}"
     return CheckReport(
         bundle=str(bundle.path),
         model_sha256=manifest.files.get(MODEL_FILE, ""),
@@ -264,9 +236,18 @@ def _report(
         source_verified=bool(manifest.source.files),
         max_length=manifest.max_length,
         checked_length=max((case.case.length for case in cases if case.outputs), default=0),
-        seed=None if plan.loaded is not None else plan.seed,
+        seed=None if planned.loaded is not None else planned.seed,
         paths=tuple(
-            PathReport(path.name, runtime, path.provider, path.runner is not None, path.reason, path.sites)
+            PathReport(
+                path.name,
+                path.runtime,
+                path.provider,
+                path.runner is not None,
+                path.reason,
+                path.sites,
+                path.dtype,
+                path.notes,
+            )
             for path in paths
         ),
         cases=cases,
@@ -280,10 +261,13 @@ def _report(
             name: version for name, version in manifest.versions.items() if versions.get(name) != version
         },
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        engine=None if engine is None else _checked(engine, planned),
     )
 
 
-def _runtime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
+def _checked(engine: Engine, planned: Plan) -> CheckedEngine:
+    manifest = engine.manifest
+    plugin = "" if manifest.plugin is None else f"{manifest.plugin.api} {manifest.plugin.library}".strip()
+    return CheckedEngine(
+        engine.name, manifest.target, manifest.dtype, engine.sha256, plugin, manifest.created, planned.outside
+    )

@@ -17,7 +17,7 @@ from .errors_between import Array, Error, meaningful, measure, token_mask
 from .inputs import Feed
 from .judging import judge_output
 from .report import CaseReport, Judged, OutputReport
-from .tolerances import Overrides, Scale
+from .tolerances import Overrides, Scale, computed_in
 
 if TYPE_CHECKING:
     from .runners import RuntimePath, TorchRunners
@@ -71,8 +71,8 @@ class Comparison:
             if path.runner is not None:
                 try:
                     runtime[path.name] = infer(path.runner, feed)
-                except Exception as error:  # ONNX Runtime's exceptions have no common class
-                    runtime[path.name] = f"ONNX Runtime: {_first_line(error)}"
+                except Exception as error:  # exceptions of runtimes have no common class
+                    runtime[path.name] = f"{path.runtime}: {_first_line(error)}"
         outputs = tuple(
             self._judge(record, case, feed, oracle, own, original, runtime) for record in self.manifest.outputs
         )
@@ -130,7 +130,7 @@ class Comparison:
             approximation = Judged(measure(truth, original[name], tokens), must_be_equal)
         output = OutputReport(
             name=name,
-            dtype=record.dtype,
+            dtype=computed_in(record.dtype, self.paths[0].dtype),
             magnitude=magnitude,
             torch_error=measure(own[name], truth, everywhere).max_abs,
             terms=scale.terms,

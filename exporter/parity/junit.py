@@ -49,8 +49,8 @@ def to_junit(report: CheckReport) -> str:
 def _path(suite: ElementTree.Element, path: PathReport, report: CheckReport) -> None:
     """What ran at each site, then every case and output."""
     test = ElementTree.SubElement(suite, "testcase", classname=path.name, name="ran at every site")
-    others = [site for site, ran in path.sites.items() if ran != path.name]
-    if path.name == "kernel" and report.fallback:
+    others = list(path.others)
+    if path is report.paths[0] and report.fallback:
         _fail(test, report.fallback, "FallbackRan", "\n".join(f"{node}: {ran}" for node, ran in path.sites.items()))
     elif not path.ran:
         _skip(test, path.reason)
@@ -66,6 +66,9 @@ def _path(suite: ElementTree.Element, path: PathReport, report: CheckReport) -> 
                 _judge(test, judged, output)
         if case.skipped:
             _skip(_test(suite, case, "all outputs"), case.skipped)
+    for line in report.engine.outside if report.engine is not None else ():
+        test = ElementTree.SubElement(suite, "testcase", classname=path.name, name="outside the engine's profiles")
+        _skip(test, line)
 
 
 def _suite(root: ElementTree.Element, name: str, report: CheckReport) -> ElementTree.Element:
@@ -79,12 +82,21 @@ def _suite(root: ElementTree.Element, name: str, report: CheckReport) -> Element
         "seed": "" if report.seed is None else str(report.seed),
         **{f"version.{package}": version for package, version in report.versions.items()},
         **{f"runtime.{path.name}": f"{path.runtime}, {path.provider}" for path in report.paths if path.ran},
+        **{f"note.{path.name}.{index}": note for path in report.paths for index, note in enumerate(path.notes)},
+        **_engine(report),
         **{f"rtol.{output or 'every output'}": f"{value:g}" for output, value in report.rtol.items()},
         **{f"atol.{output or 'every output'}": f"{value:g}" for output, value in report.atol.items()},
     }
     for key, value in values.items():
         ElementTree.SubElement(properties, "property", name=_clean(key), value=_clean(value))
     return suite
+
+
+def _engine(report: CheckReport) -> dict[str, str]:
+    if report.engine is None:
+        return {}
+    values = {name: getattr(report.engine, name) for name in ("name", "target", "dtype", "sha256", "plugin")}
+    return {f"engine.{name}": value for name, value in values.items() if value}
 
 
 def _test(suite: ElementTree.Element, case: CaseReport, what: str) -> ElementTree.Element:

@@ -40,6 +40,20 @@ def float64_copy(model: torch.nn.Module) -> Any:
     return double
 
 
+def typed_copy(model: torch.nn.Module, dtype: torch.dtype) -> Any:
+    """A copy of a model with its parameters, and the buffers that are saved with them, rounded to a type.
+
+    Buffers that are computed and not saved, such as the frequencies of rotary positions, keep theirs: that is what
+    loading a model in a type does, and rounding them would be an error that no runtime makes.
+    """
+    typed = copy.deepcopy(model)
+    saved = typed.state_dict(keep_vars=True).values()
+    for value in saved:
+        if value.is_floating_point():
+            value.data = value.data.to(dtype)
+    return typed
+
+
 @contextlib.contextmanager
 def float64_arithmetic() -> Iterator[None]:
     """Run eager torch code in float64, whatever floating-point types it asks for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from dataclasses import dataclass
 
@@ -10,9 +11,13 @@ from ..sites.record import AttentionSite
 from .cases import Case
 from .errors_between import Error
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+READABLE = (3, SCHEMA_VERSION)
 """2 added the hulls, the sites and the source, so that a report stands alone; 3 the sites' recorded patterns and where
-their block lists come from. No release wrote version 1 or 2."""
+their block lists come from; 4 engines. No release wrote version 1 or 2."""
+
+ENGINE = "engine "
+"""What the name of a path through an engine begins with; the engine's own follows."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,9 @@ class OutputReport:
 
     Attributes:
         name: Output name.
-        dtype: numpy type name in the bundle.
+        dtype: numpy's name of its type in the bundle, or of the one that an engine computes in where that is coarser.
         magnitude: Largest absolute value of the float64 oracle.
-        torch_error: Largest absolute error of torch in the model's own type against the oracle.
+        torch_error: Largest absolute error of torch against the oracle, in the model's own type, or in an engine's.
         terms: Terms of the longest sum, and
         depth: attention sites: what the derived tolerance is made from, with the two above.
         lowering: Per path that ran, the runtime against the oracle, at every position: the operators define what
@@ -126,12 +131,15 @@ class PathReport:
     """One way through the runtime.
 
     Attributes:
-        name: ``"kernel"`` or ``"function body"``.
+        name: ``"kernel"``, ``"function body"``, or `ENGINE` and the name of an engine.
         runtime: Name and version.
-        provider: Execution provider of the sites' nodes.
+        provider: Execution provider of the sites' nodes, or the GPU that an engine ran on.
         ran: Whether the path was run.
         reason: Why it was not.
-        sites: What was seen to run at each site, by node name.
+        sites: What was seen to run at each site, by node name: ``"kernel"``, also where it is a plugin's,
+            ``"function body"``, or ``"native layer"``.
+        dtype: numpy's name of the type that an engine computes in; empty for the bundle's own.
+        notes: What a reader should know about it.
     """
 
     name: str
@@ -140,6 +148,48 @@ class PathReport:
     ran: bool
     reason: str
     sites: dict[str, str]
+    dtype: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> dict[str, str]:
+        """Sites where something else ran than the path stands for; an engine stands for what it was built from."""
+        if self.name.startswith(ENGINE):
+            return {}
+        return {node: ran for node, ran in self.sites.items() if ran != self.name}
+
+    @property
+    def what_ran(self) -> str:
+        """What was seen at the sites, which need not be what was meant."""
+        counts = collections.Counter(self.sites.values())
+        if not self.name.startswith(ENGINE):
+            others = f"; {', '.join(sorted(set(self.others.values())))} at the others" if self.others else ""
+            return f"ran at {counts[self.name]} of {len(self.sites)} sites{others}"
+        return ", ".join(f"{what} at {count} of {len(self.sites)} sites" for what, count in sorted(counts.items()))
+
+
+@dataclass(frozen=True)
+class CheckedEngine:
+    """The engine that a check ran.
+
+    Attributes:
+        name: Of its folder.
+        target: What it was built for: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"ort"``.
+        dtype: What it computes in: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        sha256: Of its file.
+        plugin: The plugin that it needs, in words; empty for none.
+        built: When, UTC, ISO 8601.
+        outside: What the sweep would have checked and the engine's optimization profiles do not admit, with their
+            ranges, a line each.
+    """
+
+    name: str
+    target: str
+    dtype: str
+    sha256: str
+    plugin: str
+    built: str
+    outside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,16 +228,18 @@ class CheckReport:
         max_length: Longest input that the model accepts; None when unlimited.
         checked_length: Longest input that was checked.
         seed: Seed of the inputs; None where they were loaded.
-        paths: Both paths.
+        paths: Both paths; or that through an engine alone.
         cases: Every case, shortest first.
         site_comparison: Every site in one case; None where that was neither asked for nor called for by a failure.
         rtol: Relative tolerances that the user gave, by output; empty where they are derived.
         atol: Absolute tolerances that the user gave, by output; empty where they are derived.
         require_kernel: Whether the kernel had to run at every site.
-        fallback: Sites where a function body ran, or why the kernel did not; empty unless `require_kernel`.
+        fallback: Sites where something else ran or was built, or why the kernel did not; empty unless
+            `require_kernel`.
         versions: Versions of the packages that ran here.
         differing_versions: Packages whose version at export was another, with that version.
         created: UTC time, ISO 8601.
+        engine: The engine that ran in place of the bundle; None where none did.
         schema_version: Version of this record.
     """
 
@@ -212,6 +264,7 @@ class CheckReport:
     versions: dict[str, str]
     differing_versions: dict[str, str]
     created: str
+    engine: CheckedEngine | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

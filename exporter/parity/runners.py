@@ -98,7 +98,7 @@ class TorchRunners:
 
     Attributes:
         oracle: Intercepted, in float64.
-        own: Intercepted, in the model's own type.
+        own: Intercepted, in the model's own type, or in the one that an engine computes in.
         original: As it was before its attention was intercepted, in float64; None where the model calls longspan
             operators itself, so that there is nothing else to compare with.
         width: Channels of the widest layer.
@@ -110,11 +110,17 @@ class TorchRunners:
     width: int
 
 
-def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
-    """Make the runners of a model; its float64 copy is made once and shared."""
+def torch_runners(prepared: Prepared, manifest: Manifest, computed_in: str = "") -> TorchRunners:
+    """Make the runners of a model; its float64 copy is made once and shared.
+
+    Args:
+        prepared: The model.
+        manifest: The bundle's.
+        computed_in: numpy's name of the type that an engine computes in; empty for the model's own.
+    """
     import torch
 
-    from .oracle import float64_arithmetic, float64_copy
+    from .oracle import float64_arithmetic, float64_copy, typed_copy
 
     model: Any = prepared.source.model
     family, conversion = prepared.family, manifest.conversion
@@ -124,6 +130,10 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
     parameters = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
     dtype = parameters[0].dtype if parameters else torch.float32
     double = float64_copy(model)
+    own = model
+    if computed_in and getattr(torch, computed_in) != dtype:
+        dtype = getattr(torch, computed_in)
+        own = typed_copy(model, dtype)
 
     def intercepted(target: Any) -> contextlib.AbstractContextManager[None]:
         return family.intercept(target, conversion) if family is not None else contextlib.nullcontext()
@@ -140,7 +150,7 @@ def torch_runners(prepared: Prepared, manifest: Manifest) -> TorchRunners:
 
     return TorchRunners(
         oracle=TorchRunner("torch pattern float64", double, manifest, torch.float64, pattern64),
-        own=TorchRunner("torch pattern", model, manifest, dtype, lambda: intercepted(model)),
+        own=TorchRunner("torch pattern", own, manifest, dtype, lambda: intercepted(own)),
         original=TorchRunner("torch original float64", double, manifest, torch.float64, original64)
         if family is not None
         else None,
@@ -173,25 +183,31 @@ def _callable_program(program: torch.export.ExportedProgram) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class RuntimePath:
-    """One way through ONNX Runtime, and what was seen to run there.
+    """One way through a runtime, and what was seen to run there.
 
     Attributes:
-        name: `KERNEL` or `FUNCTION_BODY`: what was meant to run.
+        name: `KERNEL` or `FUNCTION_BODY`: what was meant to run; or what reports call an engine.
         runner: Runs the bundle; None where the path cannot run.
         reason: Why it cannot.
-        sites: What ran at each site: `KERNEL` or `FUNCTION_BODY`, by node name.
-        provider: Execution provider of the sites' nodes.
+        sites: What ran at each site: `KERNEL`, `FUNCTION_BODY` or an engine's native layer, by node name.
+        provider: Execution provider of the sites' nodes, or the GPU that an engine runs on.
         library: Operator library that its session registers; None for none.
-        device: Where its session computes.
+        device: Where it computes.
+        runtime: Name and version.
+        dtype: numpy's name of the type that an engine computes in; empty for the bundle's own.
+        notes: What a reader should know.
     """
 
     name: str
-    runner: OnnxrtRunner | None
+    runner: BaseRunner | None
     reason: str
     sites: dict[str, str]
     provider: str = ""
     library: str | None = None
     device: str = CPU
+    runtime: str = ""
+    dtype: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def runtime_paths(bundle: Bundle, probe: Feed, device: str = CPU) -> tuple[RuntimePath, RuntimePath]:
@@ -209,10 +225,11 @@ def runtime_paths(bundle: Bundle, probe: Feed, device: str = CPU) -> tuple[Runti
     try:
         library = ort_library_path()
     except LibraryMissing as error:
-        kernel = RuntimePath(KERNEL, None, str(error), {})
+        kernel = RuntimePath(KERNEL, None, str(error), {}, runtime=runtime_version())
     else:
         missing = kernels_missing(device, bundle.manifest)
-        kernel = RuntimePath(KERNEL, None, missing, {}) if missing else _open(KERNEL, bundle, library, probe, device)
+        absent = RuntimePath(KERNEL, None, missing, {}, runtime=runtime_version())
+        kernel = absent if missing else _open(KERNEL, bundle, library, probe, device)
     return kernel, _open(FUNCTION_BODY, bundle, None, probe, device)
 
 
@@ -228,7 +245,14 @@ def _open(name: str, bundle: Bundle, library: str | None, probe: Feed, device: s
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     sites, provider = what_ran(events, bundle.manifest.sites)
     provider = provider or PROVIDERS[device][0]
-    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider, library, device)
+    return RuntimePath(name, OnnxrtRunner(session, name=name), "", sites, provider, library, device, runtime_version())
+
+
+def runtime_version() -> str:
+    """ONNX Runtime, with its version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def open_session(

@@ -10,12 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import MODEL_FILE, Bundle
+from ..engines.manifest import ENGINES_FOLDER, Engine
 from ..errors import InvalidRequest
 from ..manifest import SourceRecord, site_of
 from ..reports.reading import read_report
 from .cases import Case
 from .errors_between import Error
-from .report import SCHEMA_VERSION, CaseReport, CheckReport, Judged, OutputReport, PathReport, SitesReport
+from .report import (
+    READABLE,
+    SCHEMA_VERSION,
+    CaseReport,
+    CheckedEngine,
+    CheckReport,
+    Judged,
+    OutputReport,
+    PathReport,
+    SitesReport,
+)
 
 REPORT_FILE = "check.json"
 
@@ -51,21 +62,33 @@ def load(path: Path) -> CheckReport:
     Raises:
         InvalidRequest: there is no such file, or it holds something else.
     """
-    return read_report(path, _report, SCHEMA_VERSION, "longspan check")
+    return read_report(path, _report, READABLE, "longspan check")
 
 
-def load_for(path: Path) -> tuple[CheckReport, Path]:
-    """The report of a bundle, or the one in a file, and the file it is in.
+def reports_folder(bundle: Bundle, engine: str | None = None) -> Path:
+    """Where the reports of a bundle are, or those of one of its engines."""
+    return bundle.reports_path if engine is None else bundle.reports_path / ENGINES_FOLDER / engine
+
+
+def load_for(path: Path, engine: str | None = None) -> tuple[CheckReport, Path]:
+    """The report of a bundle or one of its engines, or the one in a file, and the file it is in.
+
+    Args:
+        path: A bundle, or a report.
+        engine: Name of the engine; None for the bundle itself.
 
     Raises:
-        InvalidRequest: there is none, or the bundle was exported again since.
-        BundleCorrupted: the bundle's files are damaged.
+        InvalidRequest: there is none, or the bundle was exported, or the engine built, again since.
+        BundleCorrupted: the files of the bundle or the engine are damaged.
     """
     if path.is_file():
         return load(path), path
     bundle = Bundle.open(path, to_run=False)
-    file = bundle.reports_path / REPORT_FILE
+    opened = None if engine is None else Engine.open(bundle, engine)
+    file = reports_folder(bundle, None if opened is None else opened.name) / REPORT_FILE
     report = load(file)
+    if opened is not None and (report.engine is None or report.engine.sha256 != opened.sha256):
+        raise InvalidRequest(f"{file}: is of another engine than is there now; next step: run the check again")
     if report.model_sha256 != bundle.manifest.files.get(MODEL_FILE, ""):
         raise InvalidRequest(f"{file}: is of another model than the bundle holds now; next step: run the check again")
     return report, file
@@ -80,7 +103,12 @@ def _report(data: Mapping[str, Any]) -> CheckReport:
         | {
             "source": SourceRecord(**data["source"] | {"inputs": tuple(data["source"]["inputs"])}),
             "sites": tuple(site_of(site) for site in data["sites"]),
-            "paths": tuple(PathReport(**path) for path in data["paths"]),
+            "paths": tuple(PathReport(**path | {"notes": tuple(path.get("notes", ()))}) for path in data["paths"]),
+            "engine": None
+            if data.get("engine") is None
+            else CheckedEngine(**data["engine"] | {"outside": tuple(data["engine"]["outside"])}),
+            # Whatever version was read, this one is what the record has now.
+            "schema_version": SCHEMA_VERSION,
             "cases": tuple(_case(case) for case in data["cases"]),
             "site_comparison": None
             if comparison is None

@@ -15,6 +15,10 @@ are accumulated in float32 or better, with the unit roundoff a. `terms` is the l
 of a layer and of the keys that a query sees, so it grows with the length up to the window; `depth` is the number of
 attention sites.
 
+An engine may compute in another type than the bundle's. Its yardstick is then torch in that type, with parameters
+rounded to it; and u is the roundoff of that type where it is the coarser one, because what an output of float32 holds
+was rounded to the engine's type on the way.
+
 Two float64 runs of one formula (the original model and the intercepted one) differ by the same amplification times the
 unit roundoff of float64, so their tolerance is the same sum with torch's error scaled by the ratio of the two
 roundoffs. Where the formula is not the same they differ by many orders of magnitude more.
@@ -32,9 +36,13 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from ..sites.record import AttentionSite
+from .inputs import numpy_type
 
 FACTOR = 2.0
 """A runtime may be this many times as wrong as torch in the same type."""
+
+
+_NUMPY_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,22 @@ def unit_roundoff(dtype: np.dtype[Any]) -> float:
     if dtype == np.bool_ or np.issubdtype(dtype, np.integer):
         return 0.0
     return float(ml_dtypes.finfo(dtype).eps) / 2  # type: ignore[no-untyped-call]
+
+
+def numpy_name(dtype: str) -> str:
+    """Name that numpy has for a type that engines call ``"fp32"``, ``"fp16"`` or ``"bf16"``."""
+    return _NUMPY_NAMES[dtype]
+
+
+def computed_in(output: str, path: str) -> str:
+    """The type whose roundoff an output bears: the coarser of its own and that which a path computes in.
+
+    Args:
+        output: numpy's name of the output's type; integers and truth values are not rounded.
+        path: numpy's name of the path's type; empty for the output's own.
+    """
+    own = unit_roundoff(numpy_type(output))
+    return path if own and path and unit_roundoff(numpy_type(path)) > own else output
 
 
 def lowering_tolerance(torch_error: float, magnitude: float, dtype: np.dtype[Any], scale: Scale) -> float:

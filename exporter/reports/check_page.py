@@ -20,6 +20,7 @@ from .page import COLORS, markup, number, percent, render
 
 _CELLS = 48
 _STYLES = {"kernel": (COLORS["kernel"], "circle"), "function body": (COLORS["body"], "square")}
+_ENGINE_STYLE = (COLORS["engine"], "circle")
 _SHOWN_FAILURES = 3
 _MASK_KINDS = {
     SEEN: (SEEN_COLOR, "seen"),
@@ -42,7 +43,8 @@ def check_page(report: CheckReport) -> str:
         tiles=_tiles(report),
         lowering_charts=[_lowering_chart(report, name) for name in _outputs(report)],
         approximation_charts=[chart for name in _outputs(report) if (chart := _approximation_chart(report, name))],
-        colors={name: color for name, (color, _) in _STYLES.items()} | {ORIGINAL: COLORS["original"]},
+        colors={path.name: _STYLES.get(path.name, _ENGINE_STYLE)[0] for path in report.paths}
+        | {ORIGINAL: COLORS["original"]},
         original=ORIGINAL,
         minimum=minimum_tolerances(report),
         patterns=_patterns(report.sites),
@@ -81,11 +83,10 @@ def _tiles(report: CheckReport) -> list[tuple[str, str, str]]:
 def _path_tile(report: CheckReport, path: PathReport) -> tuple[str, str, str]:
     if not path.ran:
         return path.name, "not run", path.reason
-    ran = sum(1 for seen in path.sites.values() if seen == path.name)
     worst = report.worst(path.name)
     times = 0.0 if worst is None else over_tolerance(worst[1].lowering[path.name])
     value = "–" if worst is None else f"{percent(times)} of tolerance" if times <= 1 else "beyond tolerance"
-    return path.name, value, f"ran at {ran} of {len(path.sites)} sites, {path.runtime}"
+    return path.name, value, f"{path.what_ran}, {path.runtime}"
 
 
 def _title(case: CaseReport, what: str, judged: Judged) -> str:
@@ -96,7 +97,7 @@ def _lowering_chart(report: CheckReport, name: str) -> dict[str, Any]:
     found = [(case, output) for case in report.cases for output in case.outputs if output.name == name]
     series = []
     for path in (path.name for path in report.paths if path.ran):
-        color, marker = _STYLES[path]
+        color, marker = _STYLES.get(path, _ENGINE_STYLE)
         points = [
             Point(case.case.length, output.lowering[path].error.max_abs, output.lowering[path].passed,
                   _title(case, path, output.lowering[path]))

@@ -16,7 +16,7 @@ def prepare_folder(folder: Path) -> None:
         InvalidRequest: it cannot be written.
     """
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -11,6 +11,7 @@ COLORS = {
     "body": "#aa3377",
     "dense": "#00856a",
     "stock": "#d55e00",
+    "engine": "#332288",
     "original": "#5d6d00",
 }
 """One colour per way of running a model, from the palettes of Okabe and Ito and of Paul Tol, which stay apart for every

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,14 +13,14 @@ Report = TypeVar("Report")
 
 
 def read_report(
-    path: Path, parse: Callable[[Mapping[str, Any]], Report], version: int, command: str, option: str = ""
+    path: Path, parse: Callable[[Mapping[str, Any]], Report], versions: Sequence[int], command: str, option: str = ""
 ) -> Report:
     """Read a report from its JSON.
 
     Args:
         path: The file.
         parse: Makes the report of its JSON values; what it raises for missing and wrong values is explained.
-        version: Schema version that `parse` understands.
+        versions: Schema versions that `parse` understands.
         command: What writes such reports, e.g. ``"longspan check"``.
         option: What named the file, for errors; empty where it needs no name.
 
@@ -38,9 +38,10 @@ def read_report(
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name}: is not JSON: {error}") from error
     found = data.get("schema_version") if isinstance(data, dict) else None
-    if found != version:
+    if found not in versions:
         raise InvalidRequest(
-            f"{name}: has schema version {found}; allowed: {version}; next step: run {command} BUNDLE again"
+            f"{name}: has schema version {found}; allowed: {', '.join(map(str, versions))}; next step: run {command} "
+            "BUNDLE again"
         )
     try:
         return parse(data)

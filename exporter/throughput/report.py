@@ -13,8 +13,9 @@ from .variants import TITLES
 if TYPE_CHECKING:
     from .comparison import BenchComparison
 
-SCHEMA_VERSION = 2
-"""2 added the samples, the profile and the comparison; no release wrote version 1."""
+SCHEMA_VERSION = 3
+READABLE = (2, SCHEMA_VERSION)
+"""2 added the samples, the profile and the comparison; 3 engines. No release wrote version 1."""
 
 OK = "ok"
 OVER_LIMIT = "over limit"

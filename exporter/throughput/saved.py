@@ -11,7 +11,7 @@ from typing import Any
 from ..reports.reading import read_report
 from .comparison import BenchComparison, ComparedRow
 from .machine import Machine
-from .report import SCHEMA_VERSION, BenchReport, Row
+from .report import READABLE, SCHEMA_VERSION, BenchReport, Row
 from .settings import BenchSettings
 from .statistics import Crossover, Latency
 
@@ -37,7 +37,7 @@ def load(path: Path, option: str) -> BenchReport:
     Raises:
         InvalidRequest: there is no such file, or it holds something else.
     """
-    return read_report(path, _report, SCHEMA_VERSION, "longspan bench", option)
+    return read_report(path, _report, READABLE, "longspan bench", option)
 
 
 def _report(data: Mapping[str, Any]) -> BenchReport:
@@ -51,6 +51,8 @@ def _report(data: Mapping[str, Any]) -> BenchReport:
             "crossovers": tuple(Crossover(**found) for found in data["crossovers"]),
             "diagnosis": tuple(data["diagnosis"]),
             "notes": tuple(data["notes"]),
+            # Whatever version was read, this one is what the record has now.
+            "schema_version": SCHEMA_VERSION,
             "comparison": None
             if comparison is None
             else BenchComparison(**_tuples(comparison) | {"rows": tuple(ComparedRow(**r) for r in comparison["rows"])}),

@@ -105,7 +105,7 @@ def test_an_approximation_is_measured_and_not_failed(bert_report: CheckReport) -
 def test_the_report_is_kept_in_the_bundle(longformer_bundle: Path, longformer_report: CheckReport) -> None:
     data = json.loads((longformer_bundle / "reports" / "check.json").read_text())
     assert data == json.loads(to_json(longformer_report))
-    assert data["schema_version"] == 3 and data["passed"] is True
+    assert data["schema_version"] == 4 and data["passed"] is True
     output = data["cases"][-1]["outputs"][0]
     assert {"magnitude", "torch_error", "terms", "depth"} <= set(output)
     assert output["lowering"]["function body"]["error"]["max_abs"] > 0
