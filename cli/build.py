@@ -103,8 +103,10 @@ def print_engine(engine: Engine, bundle: Path, warnings: list[str], terminal: Co
         terminal.print(_profile_table(profile, f"profile {number + 1}" if len(manifest.profiles) > 1 else "input"))
     for line in _lowering_lines(manifest):
         terminal.print(line, soft_wrap=True, markup=False)
+    if manifest.kept_in_fp32:
+        terminal.print(f"{sum(manifest.kept_in_fp32.values())} nodes stay in fp32:")
     for reason, count in manifest.kept_in_fp32.items():
-        terminal.print(f"fp32: {count} nodes: {reason}", soft_wrap=True, markup=False)
+        terminal.print(f"  {count:4}  {reason}", soft_wrap=True, markup=False)
     if manifest.plugin is not None:
         terminal.print(f"plugin: {_plugin(manifest.plugin)}", soft_wrap=True, markup=False)
     for text in warnings:

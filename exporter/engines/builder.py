@@ -105,7 +105,24 @@ class _Job:
 
     def write(self, folder: Path) -> EngineManifest:
         """Build into a folder; `files` of the manifest is left to whoever puts the folder in place."""
-        return self._tensorrt(folder)
+        return self._onnxruntime(folder) if self.request.target == ORT else self._tensorrt(folder)
+
+    def _onnxruntime(self, folder: Path) -> EngineManifest:
+        from .onnxruntime_target import build_ort
+
+        built = build_ort(self.bundle, self.request, self.model, folder, self.profiles, self.progress)
+        return self._manifest(
+            file=built.file,
+            dtype=built.dtype,
+            kept_in_fp32=built.kept_in_fp32,
+            compute_capabilities=(),
+            plugin=None,
+            sites=built.sites,
+            versions=built.versions,
+            build_s=built.build_s,
+            status=built.status,
+            session=built.session,
+        )
 
     def _tensorrt(self, folder: Path) -> EngineManifest:
         request = self.request
@@ -155,6 +172,7 @@ class _Job:
             sites=prepared.sites,
             versions={MODULES[request.target]: built["version"]},
             build_s=built["seconds"],
+            status=NOT_RUN,
         )
 
     def _kernels(self, plugin: str) -> tuple[Target, ...]:
@@ -191,7 +209,6 @@ class _Job:
             options=options,
             model_sha256=self.bundle.manifest.files[MODEL_FILE],
             versions={**installed_versions(_VERSIONED), **versions},
-            status=NOT_RUN,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             **values,
         )

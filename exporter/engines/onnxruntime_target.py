@@ -21,7 +21,7 @@ from ..errors import EnvironmentLacks, ExportFailed, InvalidRequest
 from ..graph_io import save_model
 from ..sites.record import Rung, longspan_nodes
 from ..versions import installed_versions
-from .graphs.prepare import dtype_of
+from .graphs.prepare import dtype_of, in_type
 from .manifest import NOT_RUN, BuiltSite
 from .ort_optimization import offline_level, optimised
 from .ort_session import (
@@ -100,20 +100,14 @@ def build_ort(
     """
     started = time.perf_counter()
     ort_version = _require_onnxruntime()
-    dtype, kept = dtype_of(model), dict[str, int]()
-    converted = None
-    source = model
-    if request.provider == "cpu" and (request.dtype or dtype) == "bf16":
+    dtype = request.dtype or dtype_of(model)
+    if request.provider == "cpu" and dtype == "bf16":
         raise InvalidRequest(
             "--dtype bf16: ONNX Runtime's CPU provider has no kernels for it; allowed with --provider cpu: fp32, fp16"
         )
-    if request.dtype is not None and request.dtype != dtype:
-        from .graphs.precision import convert_precision
-
-        progress(f"convert to {request.dtype}")
-        result = convert_precision(model, request.dtype)
-        source, kept, dtype = result.model, result.kept_in_fp32, request.dtype
-        converted = _NUMPY_NAMES[dtype]
+    typed = in_type(model, request.dtype, progress)
+    source = typed.model
+    converted = None if source is model else _NUMPY_NAMES[dtype]
     level, reason = offline_level(source, request)
     library, refused = _library(bundle, request, level, reason)
     plan = _plan(bundle, request, profiles, level, reason, library, refused)
@@ -133,7 +127,7 @@ def build_ort(
         file=MODEL_FILE,
         session=plan.to_dict(),
         dtype=dtype,
-        kept_in_fp32=kept,
+        kept_in_fp32=typed.kept_in_fp32,
         sites=tuple(
             _site(node.name or "", request, refused, ran.get(node.name or ""), status) for node in longspan_nodes(model)
         ),

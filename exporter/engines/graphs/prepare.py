@@ -49,6 +49,37 @@ def dtype_of(model: ir.Model) -> str:
     return sizes.most_common(1)[0][0] if sizes else "fp32"
 
 
+@dataclass(frozen=True)
+class TypedGraph:
+    """A graph, what its matrix products and attention compute in, and how many nodes stay in fp32, by the reason."""
+
+    model: ir.Model
+    dtype: str
+    kept_in_fp32: dict[str, int]
+
+
+def in_type(model: ir.Model, dtype: str | None, progress: Progress = lambda stage: None) -> TypedGraph:
+    """Convert a graph where it computes in another type than is asked for.
+
+    Args:
+        model: A bundle's graph; it is not changed.
+        dtype: One of `request.DTYPES`; None for what the model computes in.
+        progress: Told when there is something to convert.
+
+    Raises:
+        ExportFailed: the graph cannot be converted.
+    """
+    present = dtype_of(model)
+    bodies_inlined = next(longspan_nodes(model), None) is None
+    if dtype is None or (dtype == present and (dtype == "fp32" or not bodies_inlined)):
+        return TypedGraph(model, present, {})
+    from .precision import convert_precision
+
+    progress(f"convert to {dtype}")
+    converted = convert_precision(model, dtype)
+    return TypedGraph(converted.model, dtype, converted.kept_in_fp32)
+
+
 def prepare(
     model: ir.Model, request: BuildRequest, kernels: Sequence[Target], progress: Progress = lambda stage: None
 ) -> PreparedGraph:
@@ -65,28 +96,23 @@ def prepare(
         FallbackRan: no kernel serves a site, and the request wants a kernel at each.
         EnvironmentLacks: kernels must be compiled and the compiler is missing.
     """
-    dtype = dtype_of(model)
-    kept: dict[str, int] = {}
-    if request.dtype is not None and request.dtype != dtype:
-        from .precision import convert_precision
-
-        progress(f"convert to {request.dtype}")
-        converted = convert_precision(model, request.dtype)
-        model, dtype, kept = converted.model, request.dtype, converted.kept_in_fp32
     if not kernels:
         progress("inline the function bodies")
         sites = tuple(_body_site(node.name or "", request) for node in longspan_nodes(model))
-        return PreparedGraph(body_graph(model), dtype, kept, sites)
+        # First, so that the products inside the bodies are computed in that type as well.
+        typed = in_type(body_graph(model), request.dtype or dtype_of(model), progress)
+        return PreparedGraph(typed.model, typed.dtype, typed.kept_in_fp32, sites)
+    typed = in_type(model, request.dtype, progress)
     from .plugin_graph import plugin_graph
 
     progress("write the plugins")
-    plugins = plugin_graph(model, kernels, bodies=True, embed=request.plugin_api != PLUGIN_AOT, progress=progress)
+    plugins = plugin_graph(typed.model, kernels, bodies=True, embed=request.plugin_api != PLUGIN_AOT, progress=progress)
     _refuse_bodies(plugins.sites, request.require_kernel)
-    return PreparedGraph(plugins.model, dtype, kept, plugins.sites)
+    return PreparedGraph(plugins.model, typed.dtype, typed.kept_in_fp32, plugins.sites)
 
 
 def _refuse_bodies(sites: Sequence[BuiltSite], require_kernel: bool) -> None:
-    """Refuse a build that asked for the plugin and would have it nowhere, or not everywhere where that was asked for."""
+    """Refuse a build that would have the plugin nowhere, or not everywhere where that was asked for."""
     bodies = {site.node: site.ladder[0].reason for site in sites if site.lowering == "function body"}
     if not bodies or (len(bodies) < len(sites) and not require_kernel):
         return
