@@ -153,7 +153,7 @@ def run(
         grid = plan.grid(kernel)
         if 0 in grid:
             continue
-        arguments = {p.name: _argument(plan, p.meaning, pointers) for p in kernel.parameters}
+        arguments = {p.name: argument(plan, p.meaning, pointers) for p in kernel.parameters}
         load(kernel)[grid](**arguments, **kernel.constexprs, num_warps=kernel.num_warps, num_stages=kernel.num_stages)
     return y, lse
 
@@ -295,7 +295,8 @@ def _as_read(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if name in _BYTES and tensor.dtype == torch.bool else tensor
 
 
-def _argument(plan: LaunchPlan, meaning: str, pointers: Mapping[str, Any]) -> Any:
+def argument(plan: LaunchPlan, meaning: str, pointers: Mapping[str, Any]) -> Any:
+    """What a kernel's parameter of this meaning gets; `pointers` has those to inputs, outputs and buffers."""
     kind, _, what = meaning.partition(":")
     if kind in ("input", "output", "buffer"):
         return pointers[meaning]

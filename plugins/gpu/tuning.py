@@ -73,7 +73,7 @@ def choose(architecture: int, kind: str, element: int, width: int, limit: int | 
         element: Bytes of an element of T.
         width: Padded head size, the larger of D's and D_v's.
         limit: Bytes of shared memory a block may take, where that is less than the architecture allows; smaller tiles
-            and no pipeline come into question then.
+            come into question then.
 
     Raises:
         ValueError: nothing fits.
@@ -115,8 +115,8 @@ def _candidates(kind: str, element: int, width: int) -> Iterator[Tile]:
 
 
 def _small_candidates() -> Iterator[Tile]:
-    for block_m, block_n, warps, num_stages in product((64, 32, 16), (32, 16), (4, 8), (2, 1)):
-        yield Tile(block_m, block_n, warps, num_stages)
+    for block_m, block_n, warps in product((32, 16), (32, 16), (4, 8)):
+        yield Tile(block_m, block_n, warps, 2)
 
 
 def _fits(tile: Tile, architecture: int, kind: str, element: int, width: int, limit: int | None) -> bool:

@@ -8,60 +8,30 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import reduce
 from types import GenericAlias, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..definition import DOMAIN
 from ..errors import InvalidOperands
 from ..gpu.expressions import Arithmetic, interpret
 from ..gpu.launch import SIZE_LIMIT
-from ..gpu.variants import Recipe
-from ..registry import operator as definition_of
-
-if TYPE_CHECKING:
-    from .aot import AotKernel, AotPlugin
+from .aot_record import AotKernel, AotPlugin
 
 ELEMENT_LIMIT = 2**31 - 1
 """Most elements of an operand whose strides are passed as int32: every one but Q, K, V and Y."""
 
-_TYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64", "bool": "BOOL",
-          "uint8": "INT32"}  # fmt: skip
-"""TensorRT's names of the operators' types; uint8 as the same bytes in int32."""
 _DATA_TYPES = {"FP32": "FLOAT", "FP16": "HALF"}
 """Members of its DataType that are called otherwise."""
 
 
-def define(tensorrt: ModuleType, plugin: AotPlugin, kernels: Sequence[AotKernel]) -> None:
-    """Register one plugin, unless this process has done so before.
-
-    Args:
-        tensorrt: The module ``tensorrt``.
-        plugin: What is registered.
-        kernels: Its code, for tactics 1, 2, …
+def plugin_module(tensorrt: ModuleType) -> Any:
+    """The module ``tensorrt.plugin``.
 
     Raises:
-        NoAotPlugin: there is no ``tensorrt.plugin`` with ahead-of-time plugins.
+        NoAotPlugin: there is none, or it does not know ahead-of-time plugins.
     """
-    trtp = _plugin_module(tensorrt)
-    if hasattr(trtp.op, DOMAIN) and hasattr(getattr(trtp.op, DOMAIN), plugin.name):
-        return
-    functions = _Functions(tensorrt, trtp, plugin, kernels)
-    descriptor, several = trtp.TensorDesc, GenericAlias(tuple, (trtp.TensorDesc,) * len(plugin.results))
-    inputs = dict.fromkeys(plugin.operands, descriptor)
-    kernel = GenericAlias(tuple, (str, str, trtp.KernelLaunchParams, trtp.SymIntExprs))
-    trtp.register(plugin.plugin_id)(_with_signature(functions.describe, inputs, several))
-    combinations = GenericAlias(list, (trtp.AutoTuneCombination,))
-    trtp.autotune(plugin.plugin_id)(
-        _with_signature(functions.combinations, {**inputs, "outputs": several}, combinations)
-    )
-    trtp.aot_impl(plugin.plugin_id)(
-        _with_signature(functions.launch, {**inputs, "outputs": several, "tactic": int}, kernel)
-    )
-
-
-def _plugin_module(tensorrt: ModuleType) -> Any:
     from .aot import NoAotPlugin
 
     try:
@@ -69,14 +39,35 @@ def _plugin_module(tensorrt: ModuleType) -> Any:
     except ImportError as error:
         raise NoAotPlugin(
             f"{tensorrt.__name__} {tensorrt.__version__} comes without its module 'plugin' ({error}); next step: leave "
-            "out --plugin-api aot"
+            "--plugin-api aot out"
         ) from error
     if not hasattr(module, "KernelLaunchParams"):
         raise NoAotPlugin(
-            f"{module.__name__} {tensorrt.__version__} knows no ahead-of-time plugins; next step: leave out "
-            "--plugin-api aot"
+            f"{module.__name__} of {tensorrt.__version__} knows no ahead-of-time plugins; next step: leave "
+            "--plugin-api aot out"
         )
     return module
+
+
+def define(tensorrt: ModuleType, trtp: Any, plugin: AotPlugin) -> None:
+    """Register one plugin, unless this process has done so before.
+
+    Args:
+        tensorrt: The module ``tensorrt``.
+        trtp: From `plugin_module`.
+        plugin: What is registered.
+    """
+    if hasattr(trtp.op, DOMAIN) and hasattr(getattr(trtp.op, DOMAIN), plugin.name):
+        return
+    functions = _Functions(tensorrt, trtp, plugin)
+    inputs = dict.fromkeys(plugin.operands, trtp.TensorDesc)
+    several = GenericAlias(tuple, (trtp.TensorDesc,) * len(plugin.results))
+    combinations = GenericAlias(list, (trtp.AutoTuneCombination,))
+    launch = GenericAlias(tuple, (str, str, trtp.KernelLaunchParams, trtp.SymIntExprs))
+    asked = {**inputs, "outputs": several}
+    trtp.register(plugin.plugin_id)(_with_signature(functions.describe, inputs, several))
+    trtp.autotune(plugin.plugin_id)(_with_signature(functions.combinations, asked, combinations))
+    trtp.aot_impl(plugin.plugin_id)(_with_signature(functions.launch, {**asked, "tactic": int}, launch))
 
 
 def _with_signature(function: Callable[..., Any], parameters: Mapping[str, Any], result: Any) -> Callable[..., Any]:
@@ -94,26 +85,22 @@ def _with_signature(function: Callable[..., Any], parameters: Mapping[str, Any],
 class _Functions:
     """What is registered of one plugin."""
 
-    def __init__(self, tensorrt: ModuleType, trtp: Any, plugin: AotPlugin, kernels: Sequence[AotKernel]) -> None:
-        self.tensorrt, self.trtp, self.plugin, self.kernels = tensorrt, trtp, plugin, kernels
-        tensors = {tensor.name: tensor for tensor in definition_of(plugin.site.operator).inputs}
-        tensors |= {tensor.name: tensor for tensor in definition_of(plugin.site.operator).outputs}
-        names = (tensors[name].dtype for name in (*plugin.operands, *plugin.results))
-        self.types = [_TYPES[plugin.site.dtype if name == "T" else name] for name in names]
+    def __init__(self, tensorrt: ModuleType, trtp: Any, plugin: AotPlugin) -> None:
+        self.tensorrt, self.trtp, self.plugin = tensorrt, trtp, plugin
 
     def describe(self, *inputs: Any) -> tuple[Any, ...]:
         """Types and shapes of the outputs."""
-        plugin, site = self.plugin, self.plugin.site
+        plugin = self.plugin
         operands = dict(zip(plugin.operands, inputs, strict=True))
         self._check(operands)
         q = operands["Q"].shape_expr
         y: tuple[Any, ...]
         if plugin.layout == "bhsd":
-            y, rows = (q[0], q[1], q[2], self.trtp.ShapeExpr(site.v_head_size)), q[2]
+            y, rows = (q[0], q[1], q[2], self.trtp.ShapeExpr(plugin.v_head_size)), q[2]
         else:
-            y, rows = (q[0], q[1], self.trtp.ShapeExpr(site.heads * site.v_head_size)), q[1]
-        shapes = {"Y": y, "lse": (q[0], self.trtp.ShapeExpr(site.heads), rows)}
-        types = self.types[len(inputs) :]
+            y, rows = (q[0], q[1], self.trtp.ShapeExpr(plugin.heads * plugin.v_head_size)), q[1]
+        shapes = {"Y": y, "lse": (q[0], self.trtp.ShapeExpr(plugin.heads), rows)}
+        types = plugin.types[len(inputs) :]
         return tuple(
             self.trtp.from_shape_expr(shapes[name], self._data_type(kind))
             for name, kind in zip(plugin.results, types, strict=True)
@@ -121,8 +108,8 @@ class _Functions:
 
     def combinations(self, *_: Any) -> list[Any]:
         """The one combination of types, in linear layout, with a tactic for each kernel."""
-        tactics = list(range(1, len(self.kernels) + 1))
-        return [self.trtp.AutoTuneCombination(", ".join(self.types), "LINEAR", tactics)]
+        tactics = list(range(1, len(self.plugin.kernels) + 1))
+        return [self.trtp.AutoTuneCombination(", ".join(self.plugin.types), "LINEAR", tactics)]
 
     def launch(self, *arguments: Any) -> tuple[str, str, Any, Any]:
         """Kernel, code, launch parameters and numbers for the tactic, which comes last; 0 is the first one too."""
@@ -131,17 +118,13 @@ class _Functions:
         operands = dict(zip(plugin.operands, inputs, strict=True))
         self._check_range(operands)
         place = max(int(tactic or 0), 1) - 1
-        recipe, kernel = plugin.recipes[place], self.kernels[place]
-        sizes = symbolic_sizes(self.trtp, plugin, recipe, operands)
-        variant, arithmetic = recipe.variants[0], symbolic(self.trtp)
+        kernel = plugin.kernels[place]
+        sizes = _symbolic_sizes(self.trtp, plugin, kernel, operands)
+        arithmetic = symbolic(self.trtp)
         params = self.trtp.KernelLaunchParams()
-        params.grid_x, params.grid_y, params.grid_z = (interpret(each, sizes, arithmetic) for each in variant.grid)
+        params.grid_x, params.grid_y, params.grid_z = (interpret(each, sizes, arithmetic) for each in kernel.grid)
         params.block_x, params.shared_mem = kernel.threads, kernel.shared
-        numbers = [
-            _number(self.trtp, parameter.meaning, sizes, operands)
-            for parameter in variant.parameters
-            if not parameter.type.startswith("*")
-        ]
+        numbers = (_number(self.trtp, meaning, sizes, operands) for meaning in kernel.numbers)
         extra = self.trtp.SymIntExprs.from_tuple(tuple(self.trtp.SymInt32(number) for number in numbers))
         return kernel.entry, kernel.ptx, params, extra
 
@@ -150,14 +133,14 @@ class _Functions:
 
     def _check(self, operands: Mapping[str, Any]) -> None:
         """Hold what is known of the inputs against the site: types, axes, and sizes that are no expressions."""
-        plugin, site = self.plugin, self.plugin.site
-        for name, kind in zip(plugin.operands, self.types, strict=False):
+        plugin = self.plugin
+        for name, kind in zip(plugin.operands, plugin.types, strict=False):
             got = operands[name].dtype
             if got != self._data_type(kind):
                 raise InvalidOperands(f"{plugin.name}: {name} is {got}; its kernel was compiled for {kind}")
         known = {
-            "Q": (site.heads, site.head_size), "K": (site.kv_heads, site.head_size),
-            "V": (site.kv_heads, site.v_head_size),
+            "Q": (plugin.heads, plugin.head_size), "K": (plugin.kv_heads, plugin.head_size),
+            "V": (plugin.kv_heads, plugin.v_head_size),
         }  # fmt: skip
         for name, (heads, size) in known.items():
             shape = operands[name].shape_expr
@@ -230,19 +213,11 @@ def symbolic(trtp: Any) -> Arithmetic[Any]:
     )
 
 
-def symbolic_sizes(trtp: Any, plugin: AotPlugin, recipe: Recipe, operands: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that the recipe's expressions name, as expressions over the dimensions of the inputs.
-
-    Args:
-        trtp: The module ``tensorrt.plugin``.
-        plugin: The plugin.
-        recipe: One of its recipes.
-        operands: Descriptors of its inputs by formal name.
-    """
-    site = plugin.site
+def _symbolic_sizes(trtp: Any, plugin: AotPlugin, kernel: AotKernel, operands: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that the kernel's expressions name, as expressions over the dimensions of the inputs."""
     axis = 2 if plugin.layout == "bhsd" else 1
     q, k = operands["Q"].shape_expr, operands["K"].shape_expr
-    fixed = {"H_q": site.heads, "H_kv": site.kv_heads, "D": site.head_size, "D_v": site.v_head_size}
+    fixed = {"H_q": plugin.heads, "H_kv": plugin.kv_heads, "D": plugin.head_size, "D_v": plugin.v_head_size}
     sizes = {"B": q[0], "S_q": q[axis], "S_k": k[axis]}
     sizes |= {name: trtp.ShapeExpr(value) for name, value in fixed.items()}
     if "kv_indices" in operands:
@@ -251,7 +226,7 @@ def symbolic_sizes(trtp: Any, plugin: AotPlugin, recipe: Recipe, operands: Mappi
             "W": operands["kv_indices"].shape_expr[3], "W_full": operands["full_kv_indices"].shape_expr[3], "M": masks,
         }  # fmt: skip
     arithmetic = symbolic(trtp)
-    for name, expression in recipe.paths[0].sizes:
+    for name, expression in kernel.sizes:
         sizes[name] = interpret(expression, sizes, arithmetic)
     return sizes
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..gpu.build import tile_kind, widest
+from ..gpu.pack_build import PTX, PTX_ARCHITECTURE, Target
 from ..gpu.tiles import Tile
 from ..gpu.tuning import choose
 from ..gpu.variants import (
@@ -25,6 +27,7 @@ SHARED_LIMIT = 48 * 1024
 """Bytes of shared memory that a kernel has without its launcher asking for more; nothing tells TensorRT to ask."""
 
 LAYOUTS = ("bhsd", "bsd")
+"""Q, K, V and Y with 4 axes, and with 3."""
 
 _ENTRIES = {"SlidingWindowAttention": "window_entry", "BlockSparseAttention": "block_sparse_entry"}
 _NEEDLESS = {"row_order", "status"}
@@ -44,20 +47,61 @@ def aot_recipes(site: KernelSite, layout: str, architecture: int) -> tuple[Recip
 
     Raises:
         NoKernel: the site needs several launches or scratch memory, or no tile fits `SHARED_LIMIT`.
+        ValueError: there is no such layout.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r}: must be one of {', '.join(LAYOUTS)}")
     if architecture not in ARCHITECTURES:
         known = ", ".join(f"sm_{known}" for known in ARCHITECTURES)
         raise NoKernel(f"sm_{architecture} is not among the architectures that kernels are tuned for: {known}")
     if site.has("global_mask"):
         raise NoKernel(
             "its rows of global tokens take kernels of their own and scratch memory between them, and TensorRT "
-            "launches one kernel of an ahead-of-time plugin; next step: --plugin-api v3, the plugin in C++"
+            "launches one kernel of an ahead-of-time plugin; next step: leave --plugin-api aot out"
         )
+    if site.has("block_masks"):
+        _check_words(site)
     recipes: dict[str, Recipe] = {}
     for kind in ("whole", "split"):
         recipe = _recipe(site, layout, architecture, _tile(site, architecture, kind))
         recipes.setdefault(recipe.variants[0].name, recipe)
     return tuple(recipes.values())
+
+
+def operands_of(site: KernelSite) -> tuple[str, ...]:
+    """Formal names of the inputs that are present, in the order of the node and of the kernel's parameters."""
+    return tuple(tensor.name for tensor in definition_of(site.operator).inputs if site.has(tensor.name))
+
+
+def results_of(site: KernelSite) -> tuple[str, ...]:
+    """Formal names of the outputs."""
+    return ("Y", "lse") if site.lse else ("Y",)
+
+
+def architecture_for(targets: Sequence[Target]) -> int:
+    """The architecture to compile a plugin for, which has one PTX.
+
+    Args:
+        targets: What the engine shall run on.
+
+    Returns:
+        The only architecture, or the oldest one, whose PTX the driver translates for every newer one.
+    """
+    only = targets[0] if len(targets) == 1 else PTX
+    return PTX_ARCHITECTURE if only.form == PTX.form else only.architecture
+
+
+def _check_words(site: KernelSite) -> None:
+    """TensorRT has no uint8 inside a network: block masks come as the same bytes in int32, so they must fill words."""
+    defaults = {attribute.name: attribute.default for attribute in definition_of(site.operator).attributes}
+    attributes: dict[str, Any] = {**defaults, **site.attributes}
+    tall, wide = attributes["q_block_size"], attributes["kv_block_size"]
+    size = tall * -(-wide // 8)
+    if size % 4:
+        raise NoKernel(
+            f"a block mask of {tall} queries and {wide} keys has {size} bytes; TensorRT takes them as int32, so it "
+            "must be a multiple of 4"
+        )
 
 
 def _tile(site: KernelSite, architecture: int, kind: str) -> Tile:
@@ -68,7 +112,7 @@ def _tile(site: KernelSite, architecture: int, kind: str) -> Tile:
         raise NoKernel(
             f"head size {max(site.head_size, site.v_head_size)} in {site.dtype}: no tile fits the "
             f"{SHARED_LIMIT // 1024} KiB of shared memory that an ahead-of-time plugin has; next step: "
-            "--plugin-api v3, the plugin in C++"
+            "leave --plugin-api aot out"
         ) from error
 
 

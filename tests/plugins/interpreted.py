@@ -125,7 +125,7 @@ def execute(operator: str, operands: dict[str, Array], attributes: dict[str, Any
     return {"y": y.float().numpy(), "lse": lse.numpy(), "path": plan.path.name, "error": error, **found}
 
 
-def _mend_interpreter() -> None:
+def mend_interpreter() -> None:
     """Make up for what Triton 3.9's interpreter lacks.
 
     It patches triton.language again in every call of a function, which takes a third of its time, and it multiplies
@@ -216,7 +216,7 @@ def main(out: Path) -> None:
     """Run everything and write the results."""
     assert os.environ.get("TRITON_INTERPRET") == "1"
     np.seterr(all="ignore")
-    _mend_interpreter()
+    mend_interpreter()
     results = {("special", name): result for name, result in special_cases().items()}
     for operator, cases in OPERATORS.items():
         for run in runs(cases):

@@ -105,7 +105,7 @@ def _expected(plan: LaunchPlan) -> list[str]:
             continue
         values = []
         for parameter in kernel.parameters:
-            value = launch._argument(plan, parameter.meaning, pointers)
+            value = launch.argument(plan, parameter.meaning, pointers)
             if parameter.type == "fp32":
                 (bits,) = struct.unpack("<I", struct.pack("<f", value))
             else:

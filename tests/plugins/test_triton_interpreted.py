@@ -52,7 +52,7 @@ def _largest(array: Array) -> float:
     return float(values[np.isfinite(values)].max(initial=0.0))
 
 
-def _assert_close(result: dict[str, Array], operator: str, operands: dict[str, Array], attributes: dict[str, Any],
+def assert_close(result: dict[str, Array], operator: str, operands: dict[str, Array], attributes: dict[str, Any],
                   dtype: str) -> None:  # fmt: skip
     """Hold Y and lse against the reference.
 
@@ -81,7 +81,7 @@ def _assert_close(result: dict[str, Array], operator: str, operands: dict[str, A
 def test_kernel_agrees_with_the_reference(operator: str, run: Run, interpreted: Any) -> None:
     result = interpreted[operator][run.name]
     assert str(result["error"]) == ""
-    _assert_close(result, operator, run.operands(), run.case.node_attributes(run.layout), run.dtype)
+    assert_close(result, operator, run.operands(), run.case.node_attributes(run.layout), run.dtype)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -111,7 +111,7 @@ def test_nothing_to_compute_is_no_launch(name: str, shape: tuple[int, ...], inte
 )
 def test_more_of_what_is_allowed(name: str, operator: str, case: Any, interpreted: Any) -> None:
     result = interpreted["special"][name]
-    _assert_close(result, operator, case.operands("bhsd"), case.node_attributes("bhsd"), "float32")
+    assert_close(result, operator, case.operands("bhsd"), case.node_attributes("bhsd"), "float32")
 
 
 @pytest.mark.parametrize(
