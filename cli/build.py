@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 
 def _capabilities(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """``sm89,sm_120`` and ``8.9`` as names of compute capabilities."""
-    words = (word.strip().lower() for word in (value or "").split(","))
-    return tuple("sm" + word.removeprefix("sm").replace("_", "").replace(".", "") for word in words if word)
+    """``sm89,sm_120`` and ``8.9`` as names of compute capabilities; what is none stays as it is."""
+    words = [word.strip().lower() for word in (value or "").split(",")]
+    digits = [word.removeprefix("sm").replace("_", "").replace(".", "") for word in words]
+    return tuple(f"sm{number}" if number.isdigit() else word for word, number in zip(words, digits, strict=True) if word)
 
 
 @click.command("build")
