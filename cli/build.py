@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 def _capabilities(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     """``sm89,sm_120`` and ``8.9`` as names of compute capabilities; what is none stays as it is."""
-    words = [word.strip().lower() for word in (value or "").split(",")]
-    digits = [word.removeprefix("sm").replace("_", "").replace(".", "") for word in words]
-    return tuple(f"sm{number}" if number.isdigit() else word for word, number in zip(words, digits, strict=True) if word)
+    capabilities = []
+    for word in filter(None, (word.strip().lower() for word in (value or "").split(","))):
+        digits = word.removeprefix("sm").replace("_", "").replace(".", "")
+        capabilities.append(f"sm{digits}" if digits.isdigit() else word)
+    return tuple(capabilities)
 
 
 @click.command("build")
