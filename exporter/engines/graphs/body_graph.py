@@ -46,11 +46,12 @@ def finish(model: ir.Model, domains: Sequence[str] = STANDARD) -> None:
     Raises:
         ExportFailed: a node is left that TensorRT must not see.
     """
-    from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedOpsetsPass
+    from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     without_loop_conditions(model)
     counted_by_comparison(model)
+    RemoveUnusedNodesPass()(model)
     name_nodes(model)
     RemoveUnusedOpsetsPass()(model)
     refuse_unknown_operators(model, domains)

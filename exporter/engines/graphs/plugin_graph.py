@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE, Operator, Tensor
 from ....plugins.errors import InvalidOperands
-from ....plugins.functions import write_out
+from ....plugins.functions import signature_of, write_out
 from ....plugins.gpu.pack import InvalidPack, Pack
 from ....plugins.registry import operator
 from ...errors import BundleCorrupted, ExportFailed
 from ...kernel_sites import graph_sites
 from ...sites.record import Rung, longspan_nodes
 from ..manifest import BuiltSite
+from .aot_nodes import aot_refusals, compile_aot, write_aot_nodes
 from .body_graph import finish
 from .inlining import inline_other_functions, inline_site
 from .node_packs import node_packs, refusals
@@ -55,6 +56,7 @@ def plugin_graph(
     packs: Sequence[Pack] = (),
     bodies: bool = False,
     embed: bool = True,
+    aot: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> PluginGraph:
     """Turn every site into a node that TensorRT's parser makes a plugin of.
@@ -70,10 +72,12 @@ def plugin_graph(
         packs: Where to look for kernels, before and beyond the pack in the model; what they lack is compiled.
         bodies: Build the function body of a site that no kernel serves, instead of refusing the graph.
         embed: Whether nodes get their kernels; without, a site is refused all the same where there are none.
+        aot: Write ahead-of-time plugins, each with a name and one kernel of its own; sites that need more are refused.
         progress: Told how many kernels are compiled.
 
     Raises:
-        ExportFailed: no kernel serves a site, or a node is of an unknown operator; the text names it.
+        ExportFailed: no kernel serves a site, a site contradicts its definition, or there is a node that TensorRT must
+            not see; the text names it.
         EnvironmentLacks: kernels must be compiled, and Triton is not installed.
         BundleCorrupted: the pack in the model is damaged.
     """
@@ -81,14 +85,18 @@ def plugin_graph(
     known = [*packs, *_packs_in(prepared)]
     inline_other_functions(prepared)
     served, refused = _served(prepared, targets)
+    if aot:
+        refused |= aot_refusals(prepared, served, targets)
+        served = {node: site for node, site in served.items() if node not in refused}
     if refused and not bodies:
         raise ExportFailed(_refusal(refused))
-    kernels, compiled = node_packs(served, targets, known, progress) if embed else ({}, frozenset())
+    kernels, compiled = node_packs(served, targets, known, progress) if embed and not aot else ({}, frozenset())
+    plugins = compile_aot(prepared, served, targets, progress) if aot and served else {}
     words: dict[ir.Value, ir.Value] = {}
     ladders: list[BuiltSite] = []
     for node in list(longspan_nodes(prepared)):
         name = node.name or ""
-        ladders.append(_lowered(name, refused.get(name), name in compiled))
+        ladders.append(_lowered(name, refused.get(name), name in compiled or aot))
         if name in refused:
             inline_site(prepared, node)
         else:
@@ -96,6 +104,8 @@ def plugin_graph(
     for identifier in [identifier for identifier in prepared.functions if identifier[0] == DOMAIN]:
         del prepared.functions[identifier]
     finish(prepared, (*STANDARD, DOMAIN))
+    if aot:
+        write_aot_nodes(prepared, plugins)
     return PluginGraph(prepared, tuple(ladders))
 
 
@@ -117,6 +127,12 @@ def _packs_in(model: ir.Model) -> list[Pack]:
 
 def _served(model: ir.Model, targets: Sequence[Target]) -> tuple[dict[str, KernelSite], dict[str, str]]:
     """Sites that become plugins, and why the others do not."""
+    for node in longspan_nodes(model):
+        try:
+            signature_of(node)
+        except InvalidOperands as error:
+            raise ExportFailed(f"{node.op_type} {node.name!r} contradicts its definition: {error}") from error
+        write_out(node)
     found = graph_sites(model)
     refused = {**found.refused, **refusals(found.sites, targets)}
     for node in longspan_nodes(model):
@@ -135,10 +151,6 @@ def _served(model: ir.Model, targets: Sequence[Target]) -> tuple[dict[str, Kerne
 
 def _unfit(node: ir.Node) -> str | None:
     """Why a node cannot be written as a plugin, whatever kernels there are."""
-    try:
-        write_out(node)
-    except InvalidOperands as error:
-        return str(error)
     definition = operator(node.op_type)
     for attribute in definition.attributes:
         given = node.attributes.get(attribute.name)
@@ -205,7 +217,7 @@ def _lowered(node: str, refused: str | None, compiled: bool) -> BuiltSite:
 
 
 def _write_plugin(model: ir.Model, node: ir.Node, pack: Pack | None, words: dict[ir.Value, ir.Value]) -> None:
-    """Write a node, in place, as the plugin reads it; `write_out` was called before."""
+    """Write a node, in place, as the plugin reads it; its attributes are written out."""
     import numpy as np
     import onnx_ir as ir
 

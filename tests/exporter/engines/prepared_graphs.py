@@ -1,4 +1,4 @@
-"""Graphs of small models as bundles hold them, traced once, whose attention is far from uniform; and how to run them."""
+"""Graphs of small models as bundles hold them, whose attention is far from uniform; and how to run them."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_kernels_in_the_bundle_are_left_out(gpu_bundle: Path) -> None:
 
 def test_an_operator_that_nobody_knows_is_refused() -> None:
     model = model_of("""<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
-        graph (float[n] x) => (float[n] y) { [first] h = com.microsoft.Gelu (x) [second] y = com.microsoft.Gelu (h) }""")
+        graph (float[n] x) => (float[n] y) { [first] h = com.microsoft.Gelu (x) y = com.microsoft.Gelu (h) }""")
     with pytest.raises(ExportFailed, match=r"node 'first' is com.microsoft::Gelu; .*TensorRT has no such operator"):
         body_graph(model)
 
@@ -120,9 +120,10 @@ def test_a_loop_loses_a_condition_that_is_always_true() -> None:
 @pytest.mark.parametrize("on", ["on = Not(going)", "two = Constant <value_float = 2.0> () on = Less(a, two)"])
 def test_a_loop_keeps_a_condition_that_ends_it(on: str) -> None:
     model = model_of(LOOP.format(condition="always", on=on))
-    before = ir.to_proto(model).SerializeToString()
     without_loop_conditions(model)
-    assert ir.to_proto(model).SerializeToString() == before
+    (loop,) = (node for node in model.graph if node.op_type == "Loop")
+    body = loop.attributes["body"].as_graph()
+    assert loop.inputs[1] is not None and body.outputs[0].producer().op_type in ("Not", "Less")  # type: ignore[union-attr]
 
 
 SCATTER = """<ir_version: 10, opset_import: ["" : 20]>
