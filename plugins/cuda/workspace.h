@@ -26,7 +26,7 @@ inline size_t BufferBytes(int64_t elements) {
 }
 
 // What SMS is at most, so that a bound holds on every device: work is not cut into more parts on one that has more.
-constexpr int kMostMultiprocessors = 512;
+constexpr int kMostMultiprocessors = 256;
 
 // Limits of the sizes of an input, axis by axis.
 using ShapeRange = std::vector<Range>;

@@ -17,7 +17,7 @@ from ..errors import InvalidOperands
 from ..registry import operator as definition_of
 from .expressions import evaluate
 from .tiles import Tile
-from .variants import STATUS, KernelSite, KernelVariant, NoKernel, Path, Recipe
+from .variants import MOST_MULTIPROCESSORS, STATUS, KernelSite, KernelVariant, NoKernel, Path, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,8 @@ def plan(
     """
     sizes = {
         "B": shapes.batch, "H_q": shapes.q_num_heads, "H_kv": shapes.kv_num_heads, "S_q": shapes.seq_q,
-        "S_k": shapes.seq_k, "D": shapes.head_size, "D_v": shapes.v_head_size, "SMS": multiprocessors,
+        "S_k": shapes.seq_k, "D": shapes.head_size, "D_v": shapes.v_head_size,
+        "SMS": min(multiprocessors, MOST_MULTIPROCESSORS),
     }  # fmt: skip
     if "kv_indices" in inputs:
         counts = inputs["kv_num_blocks"], inputs["full_kv_num_blocks"]

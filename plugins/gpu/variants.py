@@ -9,8 +9,9 @@ A launcher needs nothing but this record: it evaluates the expressions (`longspa
 parameter by its meaning, and launches. It never reads anything back.
 
 Sizes that expressions may name: ``B``, ``H_q``, ``H_kv``, ``S_q``, ``S_k``, ``D``, ``D_v``; ``SMS``, the
-multiprocessors of the device; for SlidingWindowAttention ``LEFT`` and ``RIGHT``, the window sizes (S_q + S_k where the
-attribute is -1; RIGHT is 0 where the node is causal), so that one recipe serves every window; for BlockSparseAttention
+multiprocessors of the device, at most `MOST_MULTIPROCESSORS`; for SlidingWindowAttention ``LEFT`` and ``RIGHT``, the
+window sizes (S_q + S_k where the attribute is -1; RIGHT is 0 where the node is causal), so that one recipe serves every
+window; for BlockSparseAttention
 ``W`` and ``W_full`` (last axis of kv_indices and full_kv_indices), ``M`` (block masks; 0 without), ``B_lists`` and
 ``H_lists`` (the larger of the first axes, and of the second axes, of kv_num_blocks and full_kv_num_blocks); and the
 sizes that the path itself defines, in order (`Path.sizes`). Each must be below 2**31, S_q + S_k below 2**30, and a grid
@@ -41,6 +42,9 @@ from typing import Any
 
 from ..errors import PluginError
 from ..registry import operator as definition_of
+
+MOST_MULTIPROCESSORS = 256
+"""What ``SMS`` is at most, so that scratch memory has a bound that holds on every device."""
 
 CONTRACT_VERSION = 1
 """Raised whenever a launcher written for an older version would misread these records."""

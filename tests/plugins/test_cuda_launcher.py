@@ -64,7 +64,9 @@ def _cases(name: str) -> list[tuple[Any, str, str]]:
     return [(case, ("bhsd", "bsd")[i % 2], dtypes[i % 3]) for i, case in enumerate(cases)]
 
 
-def _plan(name: str, case: Any, layout: str, dtype: str, target: Target) -> tuple[LaunchPlan, dict[str, Any]]:
+def _plan(
+    name: str, case: Any, layout: str, dtype: str, target: Target, multiprocessors: int = MULTIPROCESSORS
+) -> tuple[LaunchPlan, dict[str, Any]]:
     """What the Python launcher makes of a case, and the node's attributes."""
     from longspan.plugins.block_sparse_attention import definition as lists
     from longspan.plugins.sliding_window_attention import definition as window
@@ -76,7 +78,7 @@ def _plan(name: str, case: Any, layout: str, dtype: str, target: Target) -> tupl
     shapes = definition.infer_shapes(inputs, definition.Attributes.from_mapping(attributes))
     site = launch.site_of(name, shapes, dtype, inputs, attributes, lse=case.batch % 2 == 0)
     recipe = recipe_for(site, target)
-    return launch.plan(recipe, shapes, inputs, MULTIPROCESSORS, attributes.get("scale")), attributes
+    return launch.plan(recipe, shapes, inputs, multiprocessors, attributes.get("scale")), attributes
 
 
 def _pointers(plan: LaunchPlan) -> dict[str, int]:
@@ -139,12 +141,13 @@ def test_every_node_is_launched_as_in_python(
 ) -> None:
     different = {}
     launches = 0
+    multiprocessors = 400 if target == PTX else MULTIPROCESSORS  # more than a launcher counts, and fewer
     for case, layout, dtype in _cases(name):
-        plan, attributes = _plan(name, case, layout, dtype, target)
+        plan, attributes = _plan(name, case, layout, dtype, target, multiprocessors)
         file = tmp_path / "stub.pack"
         file.write_bytes(stub_pack([(plan.recipe, target)]).to_bytes())
         request = _request(plan, attributes)
-        device = f"device {capability} {MULTIPROCESSORS} 232448"
+        device = f"device {capability} {multiprocessors} 232448"
         assert program.ask(device, request[0], f"pack {file}") == []
         got = [line for line in program.ask(*request[1:], "launch") if not line.startswith(("load ", "prepare "))]
         launches += sum(line.startswith("launch ") for line in got)

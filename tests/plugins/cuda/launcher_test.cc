@@ -1,212 +1,17 @@
 // The launcher on a stub of the CUDA driver: which kernels it loads and launches, with what, and what it refuses.
 #include "cuda/launcher.h"
 
-#include <dlfcn.h>
-
-#include <cstdio>
-#include <functional>
+#include <limits>
 #include <thread>
 
 #include "cuda/runtime.h"
-#include "cuda/text.h"
-#include "stub_driver.h"
+#include "cuda/workspace.h"
+#include "stub_testing.h"
 
 namespace {
 
 using namespace longspan;
-
-int failures = 0;
-
-void Expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  ++failures;
-}
-
-void ExpectEqual(const std::vector<std::string>& got, const std::vector<std::string>& expected, const char* what) {
-  Expect(got == expected, std::string(what) + "\n  got:      " + cuda::Joined(got, "\n            ") +
-                              "\n  expected: " + cuda::Joined(expected, "\n            "));
-}
-
-// Whether `body` throws `Error` with `message` in it.
-template <typename Error>
-void Refused(const std::string& message, const std::function<void()>& body) {
-  try {
-    body();
-    Expect(false, "not refused: " + message);
-  } catch (const Error& error) {
-    const std::string got = error.what();
-    Expect(got.find(message) != std::string::npos, "refused otherwise: " + got + "\n  expected: " + message);
-  }
-}
-
-Stub& State() {
-  static Stub* const stub = [] {
-    void* library = dlopen(LONGSPAN_STUB_DRIVER, RTLD_NOW);
-    if (library == nullptr) std::printf("%s\n", dlerror());
-    return reinterpret_cast<GetStubFunction>(dlsym(library, "GetStub"))();
-  }();
-  return *stub;
-}
-
-// A file with its hash, of an index whose k-th line "code" gets the place and the hash of the k-th code.
-std::vector<uint8_t> Seal(const std::string& index, const std::vector<std::string>& codes) {
-  const auto fill = [&](size_t size) {
-    std::string text;
-    size_t end = 64 + size, next = 0;
-    for (const std::string_view line : cuda::Split(std::string_view(index).substr(0, index.size() - 1), '\n')) {
-      text += line;
-      if (line == "code") {
-        const std::string& code = codes[next++];
-        const size_t start = (end + 15) / 16 * 16;
-        cuda::Sha256 hash;
-        hash.Update(reinterpret_cast<const uint8_t*>(code.data()), code.size());
-        text += "\t" + std::to_string(start) + "\t" + std::to_string(code.size()) + "\t" + cuda::Hex(hash.Finish());
-        end = start + code.size();
-      }
-      text += "\n";
-    }
-    return text;
-  };
-  std::string text = fill(0);
-  while (fill(text.size()).size() != text.size()) text = fill(text.size());
-  text = fill(text.size());
-  std::string body = text;
-  for (const std::string& code : codes) {
-    body.resize((body.size() + 15) / 16 * 16, '\0');
-    body += code;
-  }
-  std::string head("\x89LSPACK\n", 8);
-  const auto number = [&head](uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; ++i) head += static_cast<char>(value >> (8 * i));
-  };
-  number(cuda::kFormatVersion, 4);
-  number(cuda::kContractVersion, 4);
-  number(64 + body.size(), 8);
-  number(text.size(), 8);
-  cuda::Sha256 hash;
-  hash.Update(reinterpret_cast<const uint8_t*>(head.data()), head.size());
-  hash.Update(reinterpret_cast<const uint8_t*>(body.data()), body.size());
-  const cuda::Digest digest = hash.Finish();
-  head.append(digest.begin(), digest.end());
-  const std::string file = head + body;
-  return {file.begin(), file.end()};
-}
-
-struct TestKernel {
-  std::string name, arch, form;
-  std::string shared = "1024";
-  std::string entry = "run";
-};
-
-const char* const kWindowParameters =
-    "param\tq\t*fp16\t16\tinput\tQ\n"
-    "param\tmask\t*u8\t1\tinput\tattn_mask\n"
-    "param\tparts\t*fp32\t16\tbuffer\tparts\n"
-    "param\tstatus\t*i32\t16\tbuffer\tstatus\n"
-    "param\ty\t*fp16\t16\toutput\tY\n"
-    "param\tlse\t*fp32\t4\toutput\tlse\n"
-    "param\trows\ti32\t1\tsize\ttiles 16 *\n"
-    "param\treach\ti64\t1\tsize\tLEFT RIGHT +\n"
-    "param\tleft\ti32\t1\tattribute\tleft_window_size\n"
-    "param\tq_batch\ti64\t8\tstride\tQ.batch\n"
-    "param\tq_head\ti64\t8\tstride\tQ.head\n"
-    "param\tq_row\ti64\t8\tstride\tQ.row\n"
-    "param\tv_row\ti64\t8\tstride\tV.row\n"
-    "param\tmask_batch\ti64\t1\tstride\tattn_mask.0\n"
-    "param\tscale\tfp32\t1\tscalar\tscale\n"
-    "param\tramp\tfp32\t1\tscalar\tspan_ramp\n";
-const char* const kWindowSizes = " 8 8 8 8 8 8 4 8 4 8 8 8 8 8 4 4 8 8";
-
-const char* const kBlockParameters =
-    "param\tq\t*bf16\t16\tinput\tQ\n"
-    "param\tindices\t*i32\t16\tinput\tkv_indices\n"
-    "param\tmasks\t*u8\t16\tinput\tblock_masks\n"
-    "param\ty\t*bf16\t16\toutput\tY\n"
-    "param\twidths\ti32\t1\tsize\tW W_full + M +\n"
-    "param\tlists\ti32\t1\tsize\tB_lists H_lists * rows *\n"
-    "param\tindices_batch\ti64\t1\tstride\tkv_indices.0\n"
-    "param\tindices_head\ti64\t1\tstride\tkv_indices.1\n"
-    "param\tindices_row\ti64\t1\tstride\tkv_indices.2\n"
-    "param\ttall\ti32\t1\tattribute\tq_block_size\n"
-    "param\tcap\tfp32\t1\tscalar\tsoftcap\n";
-const char* const kBlockSizes = " 8 8 8 8 4 4 8 8 8 4 4 8 8";
-
-std::string KernelText(const TestKernel& kernel, const char* dtype, const char* parameters, const char* grid) {
-  return "kernel\t" + kernel.name + "\t" + kernel.arch + "\t" + kernel.form + "\t" + kernel.entry + "\t128\t" +
-         kernel.shared + "\t64\t0\nabout\t" + dtype + "\t16\t8\t2\tmodule:function\nfeatures\t\nconstant\tA\t1\n" +
-         parameters + "grid\t" + grid + "\ncode\n";
-}
-
-std::string CodeOf(const TestKernel& kernel, const char* sizes) {
-  return (kernel.form == "cubin" ? "\x7f"
-                                   "ELF"
-                                 : "") +
-         ("stub " + kernel.entry + sizes) + "\n// " + kernel.name + "\n";
-}
-
-const char* const kWindowPaths =
-    "path\tsplit\tS_q 4 le\nsize\ttiles\tS_q 16 cdiv\nsize\tsplits\tSMS B H_kv * cdiv 3 min\n"
-    "buffer\tparts\tfp32\t0\tsplits S_q *\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\nlaunch\t@\n"
-    "path\twhole\t1\nsize\ttiles\tS_q 16 cdiv\nbuffer\tparts\tfp32\t0\t0\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\n";
-
-// A pack of SlidingWindowAttention in float16 with attn_mask and lse, one recipe for each kernel.
-std::shared_ptr<const cuda::Pack> WindowPack(std::vector<TestKernel> kernels) {
-  std::string index = "compiler\ttest\n", recipes;
-  std::vector<std::string> codes;
-  for (size_t i = 0; i < kernels.size(); ++i) {
-    index += KernelText(kernels[i], "float16", kWindowParameters, "tiles H_kv * B *\t1\tS_k 0 min 1 +");
-    codes.push_back(CodeOf(kernels[i], kWindowSizes));
-    std::string paths = kWindowPaths;
-    for (size_t at; (at = paths.find('@')) != std::string::npos;) paths.replace(at, 1, std::to_string(i));
-    recipes += "recipe\tSlidingWindowAttention\tfloat16\t" + kernels[i].arch + "\t" + kernels[i].form +
-               "\ninputs\tQ,K,V,attn_mask\noutputs\tY,lse\nmatch\tD\t16\nmatch\tD_v\t8\nmatch\tgroup\t2\n"
-               "match\tis_causal\t0\nmatch\tsoftcap\t0\nmatch\tdilation\t1,2\n" +
-               paths;
-  }
-  return cuda::Pack::FromBytes(Seal(index + recipes + "end\n", codes));
-}
-
-std::shared_ptr<const cuda::Pack> BlockPack(const char* lists_per_head = "0") {
-  const TestKernel kernel{"lists", "90", "cubin", "1024", "lists"};
-  const std::string recipe =
-      std::string(
-          "recipe\tBlockSparseAttention\tbfloat16\t90\tcubin\n"
-          "inputs\tQ,K,V,kv_num_blocks,kv_indices,full_kv_num_blocks,full_kv_indices,block_mask_ids,block_masks\n"
-          "outputs\tY\nmatch\tD\t16\nmatch\tD_v\t16\nmatch\tgroup\t1\nmatch\tis_causal\t1\n"
-          "match\texclude_self\t0\nmatch\tsoftcap\t1\nmatch\tq_block_size\t8\nmatch\tkv_block_size\t16\n"
-          "match\tlists_per_head\t") +
-      lists_per_head + "\npath\twhole\t1\nsize\trows\tS_q 8 cdiv\nlaunch\t0\n";
-  return cuda::Pack::FromBytes(
-      Seal("compiler\ttest\n" + KernelText(kernel, "bfloat16", kBlockParameters, "rows H_q *\tB\t1") + recipe + "end\n",
-           {CodeOf(kernel, kBlockSizes)}));
-}
-
-cuda::Node WindowNode() {
-  cuda::Node node;
-  node.op = "SlidingWindowAttention";
-  node.dtype = "float16";
-  node.inputs = {"Q", "K", "V", "attn_mask"};
-  node.lse = true;
-  node.integers = {
-      {"left_window_size", 7}, {"right_window_size", -1}, {"is_causal", 0}, {"q_num_heads", 0}, {"kv_num_heads", 0}};
-  node.floats = {{"softcap", 0.0f}, {"span_ramp", 32.0f}};
-  node.dilation = {1, 2};
-  return node;
-}
-
-cuda::Node BlockNode() {
-  cuda::Node node;
-  node.op = "BlockSparseAttention";
-  node.dtype = "bfloat16";
-  node.inputs = {
-      "Q",          "K", "V", "kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "block_mask_ids",
-      "block_masks"};
-  node.integers = {{"q_block_size", 8}, {"kv_block_size", 16}, {"is_causal", 1},
-                   {"exclude_self", 0}, {"q_num_heads", 0},    {"kv_num_heads", 0}};
-  node.floats = {{"softcap", 30.0f}, {"scale", 0.5f}};
-  return node;
-}
+using namespace longspan::testing;
 
 struct TestOperands : cuda::Operands {
   std::vector<std::optional<Shape>> all_shapes = std::vector<std::optional<Shape>>(15);
@@ -257,12 +62,6 @@ class TestScratch : public cuda::Scratch {
 };
 
 const CUstream kStream = reinterpret_cast<CUstream>(size_t{7});
-
-std::vector<std::string> TakeCalls() {
-  std::vector<std::string> calls;
-  calls.swap(State().calls);
-  return calls;
-}
 
 void Run(const std::vector<std::shared_ptr<const cuda::Pack>>& packs, const cuda::Node& node,
          const cuda::Operands& operands) {
@@ -497,6 +296,76 @@ void TestExpressions() {
   Expect(Value(deep.substr(2, deep.size() - 4).c_str()) == 32, "32 values on the stack are allowed");
 }
 
+// Limits of an expression over ranges, against all values in them.
+void TestRanges() {
+  const cuda::SizeNames names;
+  const std::vector<bool> known(names.Count(), true);
+  const std::vector<int64_t> ends = {-3, -1, 0, 1, 2, 5};
+  for (const char* text : {"B M +", "B M -", "B M *", "B M //", "B M %", "B M cdiv", "B M min", "B M max", "B M le",
+                           "B M both", "B 3 le M *", "B B *", "7 B cdiv M +"}) {
+    const cuda::Expression expression(text, names, known);
+    for (const int64_t low : ends) {
+      for (const int64_t high : ends) {
+        if (low > high) continue;
+        bool any = false, inside = true;
+        std::vector<cuda::Range> ranges(names.Count());
+        ranges[cuda::kB] = {low, high};
+        ranges[cuda::kM] = {-2, 4};
+        const std::optional<cuda::Range> bounds = expression.Bounds(ranges);
+        for (int64_t b = low; b <= high; ++b) {
+          for (int64_t m = -2; m <= 4; ++m) {
+            std::vector<int64_t> sizes(names.Count(), 0);
+            sizes[cuda::kB] = b;
+            sizes[cuda::kM] = m;
+            try {
+              const int64_t value = expression.Evaluate(sizes);
+              any = true;
+              inside = inside && bounds && bounds->low <= value && value <= bounds->high;
+            } catch (const cuda::InvalidExpression&) {
+            }
+          }
+        }
+        Expect(any ? inside : true, std::string(text) + " over a range");
+        if (!any) Expect(!bounds, std::string(text) + " has no value");
+      }
+    }
+  }
+  std::vector<cuda::Range> huge(names.Count(), {0, int64_t{1} << 62});
+  const std::optional<cuda::Range> product = cuda::Expression("B M *", names, known).Bounds(huge);
+  Expect(product && product->high == std::numeric_limits<int64_t>::max(), "what overflows is cut");
+  huge[cuda::kB].low = huge[cuda::kM].low = int64_t{1} << 40;
+  Expect(!cuda::Expression("B M *", names, known).Bounds(huge), "what always overflows has no value");
+}
+
+// The bound of the scratch memory against all shapes within ranges.
+void TestWorkspace() {
+  const std::vector<std::shared_ptr<const cuda::Pack>> packs = {WindowPack({{"w", "90", "cubin"}})};
+  size_t most = 0;
+  for (const int multiprocessors : {1, 2, 3, 132, 600}) {
+    State().multiprocessors = multiprocessors;
+    cuda::Modules modules(LONGSPAN_STUB_DRIVER);
+    const cuda::Launcher launcher(WindowNode(), packs, 0, &modules);
+    for (int64_t batch = 0; batch <= 3; ++batch) {
+      for (int64_t seq_q = 0; seq_q <= 40; ++seq_q) {
+        // The path for few rows counts its parts by the batches, and divides by them.
+        if (batch == 0 && seq_q <= 4) continue;
+        most = std::max(most, launcher.NeedOf(WindowOperands(seq_q, true, batch)).bytes);
+      }
+    }
+  }
+  State().multiprocessors = 132;
+  TakeCalls();
+  std::optional<cuda::ShapeRange> ranges[4] = {
+      cuda::ShapeRange{{0, 3}, {2, 2}, {0, 40}, {16, 16}}, cuda::ShapeRange{{0, 3}, {1, 1}, {40, 40}, {16, 16}},
+      cuda::ShapeRange{{0, 3}, {1, 1}, {40, 40}, {8, 8}}, cuda::ShapeRange{{0, 3}, {40, 40}}};
+  const size_t bound = cuda::WorkspaceBound(packs, WindowNode(), ranges);
+  Expect(bound >= most && bound <= most + most / 16 && most > 256,
+         "workspace " + std::to_string(bound) + " for " + std::to_string(most));
+  cuda::Node other = WindowNode();
+  other.dtype = "float32";
+  Expect(cuda::WorkspaceBound(packs, other, ranges) == 0, "recipes for other nodes do not count");
+}
+
 // FIPS 180-4's examples.
 void TestSha256() {
   const auto hash = [](const std::string& text) {
@@ -571,6 +440,8 @@ void TestRuntime() {
 int main() {
   TestSha256();
   TestExpressions();
+  TestRanges();
+  TestWorkspace();
   TestDamage();
   TestWindowValues();
   TestBlockValues();
