@@ -32,6 +32,8 @@ DTYPES: Mapping[str, ir.DataType] = {
 MINIMUM_OPSET = 20
 """Oldest opset that is converted: IsInf and Gelu have the types that are needed from then on."""
 
+_MAKE_SEQUENCES = ("SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty", "SplitToSequence")
+
 
 def convert_precision(model: ir.Model, dtype: str, *, convert_io: bool = False) -> Precision:
     """Convert a graph to a precision.
@@ -88,10 +90,16 @@ def _infer_types(model: ir.Model) -> None:
     def untyped() -> list[ir.Node]:
         return [node for node in model.graph.all_nodes() if any(v.name and v.type is None for v in node.outputs)]
 
-    if untyped():
+    without = untyped()
+    if without:
         from onnx_ir.passes.common import ShapeInferencePass
 
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    for node in without:
+        for value in node.outputs:
+            if node.op_type in _MAKE_SEQUENCES and isinstance(value.type, ir.TensorType):
+                # The pass of onnx-ir 1.1 takes what is in a sequence for the sequence.
+                value.type, value.shape = ir.SequenceType(value.type), None
     missing = untyped()
     if missing:
         named = ", ".join(f"{node.domain or 'ai.onnx'}::{node.op_type} {node.name!r}" for node in missing[:3])

@@ -12,12 +12,10 @@ import onnx_ir as ir
 
 from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
 from ...errors import ExportFailed
-from .precision_plan import Plan, Range, nested_graphs
+from .precision_plan import Plan, Range, nested_graphs, rule_for
 from .precision_record import Clamped, Kept, Precision
-from .precision_rules import Group, rule_of
-from .precision_values import FLOAT, GUARD, constant_of, graphs_of, is_constant, is_float, operand_name, set_dtype
-
-_BIASES = ("band_bias", "distance_bias", "sinks")  # added to scores: the lowest finite number means what any lower does
+from .precision_rules import Group
+from .precision_values import FLOAT, GUARD, adds_to_scores, constant_of, graphs_of, is_constant, is_float, set_dtype
 
 
 class Lowering:
@@ -91,8 +89,7 @@ class Lowering:
         for index, (value, slot) in enumerate(zip(node.inputs, slots.inputs, strict=False)):
             if value is not None and slot:
                 wanted = own if slot == "node" else FLOAT
-                bias = node.domain == DOMAIN and operand_name(node, index) in _BIASES
-                node.replace_input_with(index, self.as_type(value, wanted, clamp=bias))
+                node.replace_input_with(index, self.as_type(value, wanted, clamp=adds_to_scores(node, index)))
         for value, slot in zip(node.outputs, slots.outputs, strict=False):
             if slot and is_float(value):
                 self.native[value] = own if slot == "node" else FLOAT
@@ -105,7 +102,7 @@ class Lowering:
 
     def _type_of(self, node: ir.Node) -> ir.DataType:
         """The type that a node computes in."""
-        follows = node.domain != DOMAIN and rule_of(node.op_type).group is Group.COMPARISON
+        follows = rule_for(node).group is Group.COMPARISON
         if follows or (node.op_type == "Cast" and not is_float(node.outputs[0])):
             natives = {self.native[v] for v in node.inputs if is_float(v) and v in self.native}
             if len(natives) == 1 and natives <= self.plan.slots[node].allowed:
@@ -137,13 +134,7 @@ class Lowering:
     def _cast(self, value: ir.Value, native: ir.DataType, dtype: ir.DataType) -> ir.Value:
         graph = value.graph
         assert graph is not None
-        traits = self.plan.traits.get(value)
-        nodes, source = [], value
-        if traits is not None and traits.huge and native == FLOAT and dtype == self.dtype:
-            nodes = self._guard(value)
-            source = nodes[-1].outputs[0]
-            self.clamped.append(Clamped(value.name or "", None, self.range.largest))
-        nodes.append(self._make("Cast", [source], value, dtype, f"{value.name}_{dtype.name.lower()}", to=int(dtype)))
+        nodes = self._conversion(value, native, dtype, f"{value.name}_{dtype.name.lower()}")
         producer = value.producer()
         if producer is not None:
             graph.insert_after(producer, nodes)
@@ -151,8 +142,19 @@ class Lowering:
             graph.insert_before(graph.node(0), nodes)
         else:
             graph.extend(nodes)
-        self.native[nodes[-1].outputs[0]] = dtype
         return nodes[-1].outputs[0]
+
+    def _conversion(self, value: ir.Value, native: ir.DataType, dtype: ir.DataType, name: str) -> list[ir.Node]:
+        """The nodes that cast a value; the last one's result is in that type."""
+        traits = self.plan.traits.get(value)
+        nodes, source = [], value
+        if traits is not None and traits.huge and native == FLOAT and dtype == self.dtype:
+            nodes = self._guard(value)
+            source = nodes[-1].outputs[0]
+            self.clamped.append(Clamped(value.name or "", None, self.range.largest))
+        nodes.append(self._make("Cast", [source], value, dtype, name, to=int(dtype)))
+        self.native[nodes[-1].outputs[0]] = dtype
+        return nodes
 
     def _guard(self, value: ir.Value) -> list[ir.Node]:
         """Nodes that clamp what is finite: -3e38 would become infinite, and infinity minus infinity is not a number."""
@@ -271,11 +273,13 @@ class Lowering:
             return
         name = value.name
         value.name = self._unused(f"{name}_{native.name.lower()}")
-        cast = self._make("Cast", [value], value, dtype, f"{name}_cast", to=int(dtype))
-        cast.outputs[0].name = name
-        graph.append(cast)
-        self.native[cast.outputs[0]] = dtype
-        graph.outputs[index] = cast.outputs[0]
+        known = self.casts.get((value, dtype))
+        if known is None or known.graph is not graph or known.is_graph_output():
+            nodes = self._conversion(value, native, dtype, f"{name}_cast")
+            graph.extend(nodes)
+            known = nodes[-1].outputs[0]
+        known.name = name
+        graph.outputs[index] = known
 
     def _sweep(self) -> None:
         """Take out constants that nothing reads any more, and give the others the names of those that they replace."""

@@ -21,10 +21,19 @@ from ....plugins.definition import DOMAIN
 from ...errors import ExportFailed
 from . import precision_rules as rules
 from .precision_rules import Group, Pull, Rule, rule_of
-from .precision_values import Slots, constant_of, is_constant, is_float, is_tensor, slots_of, touches_floats
+from .precision_values import (
+    Slots,
+    adds_to_scores,
+    constant_of,
+    is_constant,
+    is_float,
+    is_tensor,
+    slots_of,
+    touches_floats,
+)
 
 _T_ATTENTION = Rule(Group.CONTRACTION)
-_REASONS = {Pull.ONE: rules.NORM, Pull.ALL: rules.SOFTMAX, Pull.ANGLE: rules.ANGLE}
+_REASONS = {Pull.SQUARE: rules.NORM, Pull.ALL: rules.SOFTMAX, Pull.ANGLE: rules.ANGLE}
 _SUBGRAPHS = ("then_branch", "else_branch", "body")
 _POSITIONS = frozenset((ir.DataType.INT64, ir.DataType.INT32, ir.DataType.UINT32, ir.DataType.UINT64))
 
@@ -118,6 +127,14 @@ def plan_precision(model: ir.Model, dtype: ir.DataType) -> Plan:
     return _Planner(model, Range.of(dtype)).plan()
 
 
+def rule_for(node: ir.Node) -> Rule:
+    """The rule of a node."""
+    if node.domain == DOMAIN:
+        return _T_ATTENTION
+    reduction = node.attributes.get("reduction")
+    return rule_of(node.op_type, reduction.as_string() if reduction is not None else "none")
+
+
 class _Planner:
     def __init__(self, model: ir.Model, target: Range) -> None:
         self.model, self.target = model, target
@@ -142,9 +159,6 @@ class _Planner:
                 self._refuse_overflow(node)
         return Plan(wide, self.traits, self.slots)
 
-    def rule(self, node: ir.Node) -> Rule:
-        return _T_ATTENTION if node.domain == DOMAIN else rule_of(node.op_type)
-
     def _forward(self, graph: ir.Graph) -> None:
         for node in graph:
             for name, attribute in node.attributes.items():
@@ -152,7 +166,7 @@ class _Planner:
                     body = attribute.as_graph()
                     self._enter(node, body)
                     self._forward(body)
-            if touches_floats(node) or self.rule(node).group is Group.CONTROL:
+            if touches_floats(node) or rule_for(node).group is Group.CONTROL:
                 self.slots[node] = slots_of(node, self.opset) if touches_floats(node) else Slots((), (), frozenset())
                 self.order.append(node)
             self._describe(node)
@@ -195,7 +209,7 @@ class _Planner:
 
     def _describe(self, node: ir.Node) -> None:
         """What a node's results are, and whether its operands force it to float32."""
-        rule = self.rule(node)
+        rule = rule_for(node)
         inputs = [value for value in node.inputs if value is not None]
         traits = Traits()
         for value in inputs:
@@ -258,7 +272,7 @@ class _Planner:
         """The nodes that float32 operators pull to float32 with them."""
         pulled: dict[ir.Node, Pull] = {}
         for node in reversed(self.order):
-            rule = self.rule(node)
+            rule = rule_for(node)
             if rule.pull is not Pull.NONE:
                 pulled[node] = rule.pull
                 continue
@@ -266,7 +280,7 @@ class _Planner:
                 pulled.get(consumer, Pull.NONE)
                 for value in node.outputs
                 for consumer in value.consumers()
-                if self.rule(consumer).group is not Group.COMPARISON
+                if rule_for(consumer).group is not Group.COMPARISON
             ]
             if not pulls or not any(is_float(value) for value in node.outputs):
                 continue
@@ -281,14 +295,16 @@ class _Planner:
             if Pull.ANGLE in pulls and not deep:
                 pulled[node] = Pull.ANGLE
             elif Pull.NONE not in pulls and not any(value.is_graph_output() for value in node.outputs):
-                several = len({value for value in operands if value is not None and self._of(value).data}) > 1
-                if Pull.ALL in pulls or not several:
-                    pulled[node] = Pull.ALL if Pull.ALL in pulls else pulls[0]
+                square = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
+                if Pull.ALL in pulls:
+                    pulled[node] = Pull.ALL
+                elif square or rule.group is Group.MOVEMENT:
+                    pulled[node] = Pull.SQUARE
         return pulled
 
     def _wide(self, node: ir.Node, pulled: dict[ir.Node, Pull]) -> str:
         """Why a node stays float32; empty where it does not."""
-        rule, slots = self.rule(node), self.slots[node]
+        rule, slots = rule_for(node), self.slots[node]
         if rule.group is Group.CONTROL:
             return ""
         if rule.group is Group.WIDE:
@@ -304,8 +320,10 @@ class _Planner:
         return ""
 
     def _refuse_overflow(self, node: ir.Node) -> None:
-        for value, slot in zip(node.inputs, self.slots[node].inputs, strict=False):
-            if value is not None and slot == "node" and is_constant(value) and self._constant(value)[2]:
+        for index, (value, slot) in enumerate(zip(node.inputs, self.slots[node].inputs, strict=False)):
+            if value is None or slot != "node" or adds_to_scores(node, index) or not is_constant(value):
+                continue
+            if self._constant(value)[2]:
                 raise ExportFailed(
                     f"precision: {value.name!r}, an operand of {node.op_type} {node.name!r}, holds numbers that "
                     f"{self.target.dtype.name.lower()} does not: {self._constant(value)[2]}; allowed: up to "

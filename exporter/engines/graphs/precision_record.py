@@ -6,7 +6,6 @@ import collections
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
@@ -69,19 +68,3 @@ class Precision:
     def kept_in_fp32(self) -> dict[str, int]:
         """Number of nodes that stay float32, by reason, the most frequent first."""
         return dict(collections.Counter(kept.reason for kept in self.kept).most_common())
-
-    def record(self) -> dict[str, Any]:
-        """What a manifest keeps of it, as JSON."""
-        return {
-            "dtype": self.dtype,
-            "narrow_nodes": sum(self.narrow.values()),
-            "kept_nodes": len(self.kept),
-            "kept": [
-                {"reason": reason, "nodes": [kept.node for kept in self.kept if kept.reason == reason]}
-                for reason in self.kept_in_fp32
-            ],
-            "float64_nodes": list(self.double),
-            "casts": self.casts,
-            "clamped": [dataclasses.asdict(clamped) for clamped in self.clamped],
-            "vanished": dict(self.vanished),
-        }

@@ -27,8 +27,8 @@ class Pull(enum.Enum):
     """How far a float32 operator pulls the nodes before it to float32, so that its operands are not rounded first."""
 
     NONE = "none"
-    ONE = "one"
-    """Nodes that serve it alone and have one operand that depends on data: the square in a norm, not a residual sum."""
+    SQUARE = "square"
+    """The square of what a norm measures, where it is a product of a value with itself."""
     ALL = "all"
     """Nodes that serve it alone, whatever they add up: scale, bias and mask of attention scores."""
     ANGLE = "angle"
@@ -94,16 +94,16 @@ _NAMES: dict[Rule, str] = {
     _CONTROL: "If Loop Scan",
     Rule(Group.WIDE, SOFTMAX, pull=Pull.ALL): "Softmax LogSoftmax",
     Rule(Group.WIDE, SOFTMAX, statistic=True, pull=Pull.ALL): "Exp ReduceLogSumExp",
-    Rule(Group.WIDE, NORM, pull=Pull.ONE): (
+    Rule(Group.WIDE, NORM): (
         "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization BatchNormalization "
         "MeanVarianceNormalization LpNormalization LRN"
     ),
-    Rule(Group.WIDE, NORM, statistic=True, pull=Pull.ONE): "Sqrt ReduceL2 ReduceSumSquare",
-    Rule(Group.WIDE, SUM, statistic=True, pull=Pull.ONE, keeps_size=True): (
+    Rule(Group.WIDE, NORM, statistic=True, pull=Pull.SQUARE): "Sqrt ReduceL2 ReduceSumSquare",
+    Rule(Group.WIDE, SUM, statistic=True, pull=Pull.SQUARE, keeps_size=True): (
         "ReduceSum ReduceMean ReduceL1 ReduceLogSum ReduceProd CumSum CumProd GlobalAveragePool AveragePool LpPool "
         "GlobalLpPool"
     ),
-    Rule(Group.WIDE, RANGE, statistic=True, pull=Pull.ONE): "Pow Reciprocal Log Softplus Sinh Cosh Tan",
+    Rule(Group.WIDE, RANGE, statistic=True, pull=Pull.SQUARE): "Pow Reciprocal Log Softplus Sinh Cosh Tan",
     Rule(Group.WIDE, ANGLE, pull=Pull.ANGLE): "Sin Cos Asin Acos Atan Asinh Acosh Atanh",
     Rule(Group.WIDE, POSITION, statistic=True): "Range",
     Rule(Group.WIDE, STATE): "RNN LSTM GRU LinearAttention CausalConvWithState",
@@ -128,6 +128,11 @@ SUMS_OF_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "Deform
 """Contractions that take operands of any size; the attention operators normalise what they contract."""
 
 
-def rule_of(op_type: str) -> Rule:
-    """The rule of a standard operator; float32 for those that nobody has classified, which costs time only."""
-    return RULES.get(op_type, _UNCLASSIFIED)
+def rule_of(op_type: str, reduction: str = "none") -> Rule:
+    """The rule of a standard operator; float32 for those that nobody has classified, which costs time only.
+
+    Args:
+        op_type: The operator.
+        reduction: What an operator that scatters does with entries that meet; sums are sums.
+    """
+    return RULES["ReduceSum"] if reduction in ("add", "mul") else RULES.get(op_type, _UNCLASSIFIED)

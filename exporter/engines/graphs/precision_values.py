@@ -24,6 +24,7 @@ GUARD = "longspan.clamp"
 """Key of the metadata of the nodes that keep a value within the narrow type's range, so that they can be taken out."""
 
 _OPERANDS = "operands"  # names the inputs of a prepared longspan node, which has no empty ones
+_BIASES = ("band_bias", "distance_bias", "sinks")
 _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
@@ -122,11 +123,13 @@ def _longspan_slots(node: ir.Node) -> Slots:
     )
 
 
-def operand_name(node: ir.Node, index: int) -> str:
-    """Formal name of an input of a ``longspan`` node."""
-    if _OPERANDS in node.attributes:
-        return str(node.attributes[_OPERANDS].as_strings()[index])
-    return operator(node.op_type).inputs[index].name
+def adds_to_scores(node: ir.Node, index: int) -> bool:
+    """Whether an input of a node is a bias of attention: the lowest number of a type means what any lower one does."""
+    if node.domain != DOMAIN:
+        return False
+    named = node.attributes.get(_OPERANDS)
+    name = named.as_strings()[index] if named is not None else operator(node.op_type).inputs[index].name
+    return name in _BIASES
 
 
 def _unsupported(node: ir.Node) -> ExportFailed:
@@ -145,7 +148,13 @@ def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
 
 def constant_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
     """The numbers of an initializer or of a Constant node."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
+        # onnx-ir's function would rename the tensor, which the model that was cloned shares.
+        return producer.attributes["value"].as_tensor().numpy()
+    tensor = ir.convenience.get_const_tensor(value)
     return tensor.numpy() if tensor is not None else None
 
 

@@ -18,7 +18,9 @@ import onnx_ir as ir
 import onnxruntime
 from longspan.plugins import LibraryMissing, ort_library_path
 
+FLOAT = ir.DataType.FLOAT
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_TYPELESS = ("Cast", "Loop", "If", "Scan", "Constant")  # nodes that round nothing, or only what they are told to
 
 
 def explicitly_rounded(model: ir.Model) -> ir.Model:
@@ -26,24 +28,51 @@ def explicitly_rounded(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for graph in [copy.graph, *copy.graph.subgraphs()]:
         for node in list(graph):
-            if node.op_type in ("Cast", "Loop", "If", "Scan", "Constant"):
+            if node.op_type in _TYPELESS:
                 continue
             for index, value in enumerate(node.inputs):
                 if value is not None and value.dtype in NARROW:
-                    node.replace_input_with(index, _cast(graph, node, value, ir.DataType.FLOAT, before=True))
+                    node.replace_input_with(index, _cast(graph, node, value, FLOAT, before=True))
             for value in node.outputs:
                 if value.dtype in NARROW:
                     narrow = value.dtype
-                    value.type = ir.TensorType(ir.DataType.FLOAT)
-                    rounded = _cast(graph, node, value, narrow, before=False)
-                    value.replace_all_uses_with(rounded, replace_graph_outputs=True)
-                    rounded.producer().replace_input_with(0, value)  # type: ignore[union-attr]
-                    if rounded.is_graph_output():
-                        value.name, rounded.name = f"{value.name}_exact", value.name
+                    value.type = ir.TensorType(FLOAT)
+                    _replace(value, _cast(graph, node, value, narrow, before=False))
     return copy
 
 
-def _cast(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, before: bool) -> ir.Value:
+def rounded_everywhere(model: ir.Model, dtype: ir.DataType) -> ir.Model:
+    """A float32 graph as it is when every float of it has a narrow type, with no islands: what must go wrong."""
+    copy = model.clone()
+    for graph in [copy.graph, *copy.graph.subgraphs()]:
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.dtype == FLOAT:
+                with np.errstate(over="ignore"):
+                    narrow = value.const_value.numpy().astype(dtype.numpy())
+                value.const_value = ir.tensor(narrow.astype(np.float32), name=value.name)
+        for node in list(graph):
+            for value in node.outputs:
+                if node.op_type not in ("Loop", "If", "Scan", "Constant") and value.dtype == FLOAT:
+                    narrow_value = _cast(graph, node, value, dtype, before=False)
+                    wide = _cast(graph, narrow_value.producer(), narrow_value, FLOAT, before=False)
+                    _replace(value, wide)
+                    narrow_value.producer().replace_input_with(0, value)  # type: ignore[union-attr]
+    return copy
+
+
+def _replace(value: ir.Value, by: ir.Value) -> None:
+    """Let everything but `by` itself read `by`, under the name of a graph output."""
+    value.replace_all_uses_with(by, replace_graph_outputs=True)
+    producer = by.producer()
+    assert producer is not None
+    if producer.inputs[0] is by:
+        producer.replace_input_with(0, value)
+    if by.is_graph_output():
+        value.name, by.name = f"{value.name}_exact", value.name
+
+
+def _cast(graph: ir.Graph, node: ir.Node | None, value: ir.Value, dtype: ir.DataType, before: bool) -> ir.Value:
+    assert node is not None
     cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))])
     cast.outputs[0].name = f"{value.name}_{id(cast)}"
     cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(dtype), value.shape
@@ -52,8 +81,13 @@ def _cast(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, b
 
 
 def run_rounded(model: ir.Model, feed: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Outputs of a strongly typed graph by name, in float64."""
+    return run(explicitly_rounded(model), feed)
+
+
+def run(model: ir.Model, feed: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """Outputs by name, in float64; ``longspan`` nodes run the kernel where the library is there."""
-    session = session_of(explicitly_rounded(model))
+    session = session_of(model)
     names = [value.name for value in session.get_outputs()]
     return {
         name: np.asarray(value, np.float64) for name, value in zip(names, session.run(None, dict(feed)), strict=True)
