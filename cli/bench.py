@@ -80,6 +80,7 @@ def _fraction(ctx: click.Context, param: click.Parameter, value: str) -> float:
     show_default=True,
     help="Where the bundle computes.",
 )
+@click.option("--engine", default="", metavar="NAME", help="Time this engine of BUNDLE too, where it computes.")
 @click.option(
     "--global-tokens", type=int, metavar="N", help="First tokens, global; default: 1 where the graph takes them."
 )
@@ -108,7 +109,10 @@ def _fraction(ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="With --compare: exit with 1 where a time grew by more, its whole 95 % interval considered.",
 )
 @click.option("--force-compare", is_flag=True, help="Compare although machine, model or settings differ.")
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     bundle: Path,
     lengths: tuple[int, ...],
     batch: int,
@@ -124,6 +128,7 @@ def command(
     memory_limit: int | None,
     threads: int,
     device: str,
+    engine: str,
     global_tokens: int | None,
     seed: int,
     require_kernel: bool,
@@ -136,6 +141,8 @@ def command(
     force_compare: bool,
 ) -> int:
     """Time BUNDLE against its function bodies, dense attention and the stock export of the same model.
+
+    With --engine an engine of BUNDLE, which longspan build made, is timed beside them, and they are held against it.
 
     Every trial runs in a process of its own. The report goes to BUNDLE/reports: bench.json, bench.html, bench.png. With
     --compare the times are also held against an earlier bench.json; where BUNDLE is such a file itself, nothing is
@@ -151,6 +158,8 @@ def command(
     for option, file in (("--json", json_file), ("--html", html_file)):
         if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
             raise InvalidRequest(f"{option} {file}: its folder does not exist")
+    if engine and ctx.get_parameter_source("device") is not click.core.ParameterSource.DEFAULT:
+        raise InvalidRequest("--engine: an engine computes where it was built for; leave out --device")
     earlier = None if other is None else Earlier.read(other, regression, force_compare)
     if bundle.is_file():
         report = compare_saved(bundle, earlier)
@@ -170,6 +179,7 @@ def command(
         memory_limit_bytes=None if memory_limit is None else memory_limit * _MIB,
         global_tokens=global_tokens,
         seed=seed,
+        engine=engine,
     )
     with progress("bench") as stage:
         report = bench(

@@ -56,11 +56,8 @@ class InferenceProcess:
         self._timeout_s = timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="longspan-engine-")
         self._log = (Path(self._folder.name) / "log").open("w+", encoding="utf-8", errors="replace")
-        environment = {name: value for name, value in os.environ.items() if name != _RTX_VARIABLE}
-        if module == "tensorrt_rtx":
-            environment[_RTX_VARIABLE] = "1"
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment_for(module)
         )
         self._finalizer = weakref.finalize(self, _end, self._child, self._log, self._folder)
         self._pending = b""
@@ -165,6 +162,12 @@ class InferenceProcess:
             how += ", most likely by the system for want of memory"
         last = f": {said[-1][:500]}" if said else ""
         return InferenceEnded(f"the process that runs the engine ended by {how}{last}")
+
+
+def environment_for(module: str) -> dict[str, str]:
+    """The environment of a process that uses Polygraphy with ``tensorrt`` or ``tensorrt_rtx``, or with neither."""
+    environment = {name: value for name, value in os.environ.items() if name != _RTX_VARIABLE}
+    return environment | ({_RTX_VARIABLE: "1"} if module == "tensorrt_rtx" else {})
 
 
 def _end(child: subprocess.Popen[bytes], log: TextIO, folder: tempfile.TemporaryDirectory[str]) -> None:

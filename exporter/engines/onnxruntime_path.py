@@ -57,7 +57,7 @@ def onnxruntime_path(bundle: Bundle, engine: Engine, probe: Feed) -> RuntimePath
         sites=sites,
         provider=provider or first,
         library=plan.operator_library,
-        device="" if gpu is None else gpu.name,
+        device="CPU" if gpu is None else gpu.name,
         runtime=runtime_version(),
         dtype=numpy_name(engine.manifest.dtype),
     )

@@ -126,7 +126,7 @@ def _tensorrt_path(bundle: Bundle, engine: Engine, fitting: Fitting) -> RuntimeP
         sites=sites_seen(manifest, opened["layers"]),
         provider=fitting.gpu.name,
         library=None if fitting.library is None else str(fitting.library),
-        device=fitting.gpu.architecture,
+        device=fitting.gpu.name,
         runtime=f"{TITLES[manifest.target]} {process.version}",
         dtype=numpy_name(manifest.dtype),
         notes=fitting.notes,

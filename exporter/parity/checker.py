@@ -120,10 +120,10 @@ def check(
             progress(f"case {index + 1} of {len(planned.cases)}: {case}")
             cases.append(comparison.run(case, planned.feed(index)))
         site_comparison = None
-        index = None if chosen is not None else _case_for_sites(cases, sites)
-        if index is not None:
-            progress(f"every site: {cases[index].case}")
-            site_comparison = _compare_sites(opened, runners, paths, cases[index], planned.feed(index))
+        of_sites = None if chosen is not None else _case_for_sites(cases, sites)
+        if of_sites is not None:
+            progress(f"every site: {cases[of_sites].case}")
+            site_comparison = _compare_sites(opened, runners, paths, cases[of_sites], planned.feed(of_sites))
     report = _report(opened, chosen, planned, paths, tuple(cases), overrides, require_kernel, fallback)
     report = dataclasses.replace(report, site_comparison=site_comparison)
     progress("write the reports")

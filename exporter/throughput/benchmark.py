@@ -23,6 +23,7 @@ from ..sites.groups import in_words
 from ..sources.reload import Consent
 from .comparison import REGRESSION, check_comparable, compare
 from .diagnosis import diagnose, weaknesses
+from .engines import TimedEngine, settings_for, timed_engine
 from .machine import describe_machine
 from .report import OK, OUT_OF_MEMORY, OVER_LIMIT, UNAVAILABLE, WRONG_PATH, BenchReport, Row, pool
 from .roofline import AttentionWork, write_sgemm
@@ -55,6 +56,8 @@ def bench(
 ) -> BenchReport:
     """Time a bundle with its kernel, on its function bodies, with dense attention, and as the stock exporter makes it.
 
+    An engine that the settings name is timed as well, and the others where it computes.
+
     Every variant at every length runs in a process of its own, the variants of a length right after each other. The
     report is written to ``reports/`` in the bundle: ``bench.json``, ``bench.html``, and with matplotlib ``bench.png``.
 
@@ -65,7 +68,7 @@ def bench(
             run the Python file of a factory.
         allow_pickle: Read the source's pickled weights, which can run any code.
         trust_remote_code: Let the source's own Python code run.
-        require_kernel: Fail at once where the longspan kernels would not run, or did not.
+        require_kernel: Fail at once where the longspan kernels would not run, or did not; of an engine, in the engine.
         plot: Whether to draw the plot.
         against: An earlier report to compare with; refused before anything is measured where it does not fit.
         progress: Told each stage.
@@ -81,18 +84,30 @@ def bench(
         BundleCorrupted: the bundle's files are not what was exported.
     """
     settings = settings or BenchSettings()
-    require_providers(settings.providers)
+    timed: TimedEngine | None = None
+    extra: tuple[str, ...] = ()
+    if not settings.engine:
+        require_providers(settings.providers)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if settings.engine:
+        timed = timed_engine(bundle, settings.engine, require_kernel)
+        settings, left_out = settings_for(settings, bundle, timed)
+        extra = (*timed.notes, *([left_out] if left_out else []))
     settings = _resolved(settings, bundle.manifest)
     if against is not None:
         _check_earlier(against, bundle.manifest, settings)
-    kernel = kernel_variant(bundle, settings.device)
-    if require_kernel and kernel.model is None:
-        raise FallbackRan(kernel.unavailable)
     consent = Consent(source, allow_pickle, trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="longspan-bench-") as folder:
-        variants = (kernel, *_baselines(bundle, settings, Path(folder), consent, progress))
-        measure = _Measurement(bundle, variants, settings, Path(folder), require_kernel, progress)
+        if timed is None:
+            kernel = kernel_variant(bundle, settings.device)
+            if require_kernel and kernel.model is None:
+                raise FallbackRan(kernel.unavailable)
+            required = "kernel" if require_kernel else ""
+            variants = (kernel, *_baselines(bundle, settings, Path(folder), consent, progress))
+        else:
+            required = "engine" if require_kernel else ""
+            variants = (timed.variant, *_beside(timed, bundle, settings, Path(folder), consent, progress))
+        measure = _Measurement(bundle, variants, settings, Path(folder), required, progress)
         rows = measure.run()
     rows, reference = _with_ratios(rows)
     medians = _medians(rows)
@@ -107,7 +122,9 @@ def bench(
         crossovers=tuple(
             crossover(variant.name, medians.get(reference, {}), medians.get(variant.name, {}))
             for variant in variants
-            if variant.name not in (reference, "kernel") and variant.model is not None
+            if variant.name != reference
+            and (variant.name != "kernel" or reference == "engine")
+            and variant.model is not None
         ),
         diagnosis=(),
         notes=(),
@@ -115,7 +132,7 @@ def bench(
         command=command,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    report = dataclasses.replace(report, diagnosis=diagnose(report), notes=weaknesses(report))
+    report = dataclasses.replace(report, diagnosis=diagnose(report), notes=(*extra, *weaknesses(report)))
     if against is not None:
         report = dataclasses.replace(
             report, comparison=compare(report, against.report, against.name, against.threshold)
@@ -203,7 +220,7 @@ class _Measurement:
         variants: Sequence[Variant],
         settings: BenchSettings,
         folder: Path,
-        require_kernel: bool,
+        required: str,
         progress: Progress,
     ) -> None:
         self._manifest = bundle.manifest
@@ -213,7 +230,7 @@ class _Measurement:
         self._variants = variants
         self._settings = settings
         self._folder = folder
-        self._require_kernel = require_kernel
+        self._required = required
         self._progress = progress
         self._rows: list[Row] = []
         self._done = 0
@@ -250,7 +267,7 @@ class _Measurement:
         skipped = self._foreseen(variant, length) if first else None
         sgemm = self._sgemm if variant.name in ("kernel", "body") else None
         outcome = skipped or run_trial(variant, inputs, self._settings, sgemm)
-        if self._require_kernel and variant.name == "kernel" and outcome["status"] == WRONG_PATH:
+        if variant.name == self._required and outcome["status"] == WRONG_PATH:
             raise FallbackRan(f"{length} tokens: {outcome['reason']}")
         return outcome
 
@@ -307,6 +324,18 @@ def _baselines(
         yield stock_variant(bundle, folder, consent)
 
 
+def _beside(
+    timed: TimedEngine, bundle: Bundle, settings: BenchSettings, folder: Path, consent: Consent, progress: Progress
+) -> Iterable[Variant]:
+    """The variants beside an engine, which ONNX Runtime may be unable to run where the engine does."""
+    if timed.others:
+        for name in ("kernel", *settings.against):
+            yield Variant(name, None, unavailable=timed.others)
+        return
+    yield kernel_variant(bundle, settings.device)
+    yield from _baselines(bundle, settings, folder, consent, progress)
+
+
 def _medians(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
     medians: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -316,9 +345,9 @@ def _medians(rows: Iterable[Row]) -> dict[str, dict[int, float]]:
 
 
 def _with_ratios(rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], str]:
-    """Rows with their ratio to the reference, and the reference: the kernel, or the body where no kernel ran."""
+    """Rows with their ratio to the reference, and the reference: an engine, the kernel or the body, whichever ran."""
     medians = _medians(rows)
-    reference = "kernel" if "kernel" in medians or "body" not in medians else "body"
+    reference = next((name for name in ("engine", "kernel", "body") if name in medians), "kernel")
     base = medians.get(reference, {})
     return tuple(
         dataclasses.replace(row, ratio=row.latency.median / base[row.length])

@@ -159,7 +159,7 @@ class BenchComparison:
 
 def differences(now: BenchReport, before: BenchReport) -> list[str]:
     """What differs so that the times are not of the same thing: machine, model, or how it was run."""
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "processor": (now.machine.cpu, before.machine.cpu),
         "logical cores": (now.machine.logical_cores, before.machine.logical_cores),
         "vector instructions": (now.machine.isa, before.machine.isa),
@@ -169,6 +169,8 @@ def differences(now: BenchReport, before: BenchReport) -> list[str]:
         "providers": (now.settings.providers, before.settings.providers),
         "global tokens": (now.settings.global_tokens, before.settings.global_tokens),
     }
+    if now.settings.engine and before.settings.engine:
+        pairs["engine"] = (now.settings.engine, before.settings.engine)
     return [f"{name}: {_words(new)}, was {_words(old)}" for name, (new, old) in pairs.items() if new != old]
 
 

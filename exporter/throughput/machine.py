@@ -9,7 +9,18 @@ from pathlib import Path
 
 from ..versions import installed_versions
 
-_PACKAGES = ("longspan", "onnxruntime", "onnxruntime-gpu", "numpy", "torch", "transformers")
+_PACKAGES = (
+    "longspan",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-cu12",
+    "tensorrt-rtx-cu13-bindings",
+    "numpy",
+    "torch",
+    "transformers",
+)
 # The widest first; what a CPU kernel can be compiled for.
 _VECTOR_FLAGS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "sve", "asimd")
 

@@ -18,7 +18,7 @@ from .variants import TITLES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKERS = {"kernel": "o", "body": "s", "dense": "^", "stock": "D"}
+_MARKERS = {"kernel": "o", "body": "s", "dense": "^", "stock": "D", "engine": "P"}
 _STYLES = {name: (COLORS[name], marker) for name, marker in _MARKERS.items()}
 _INK, _FAINT = "#222222", "#6b6b6b"
 _LABEL_LINE = 0.043

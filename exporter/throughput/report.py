@@ -105,7 +105,8 @@ class BenchReport:
         model: Class of the model.
         attention: Its sites in words, e.g. ``"12 x SlidingWindowAttention, reach 256"``.
         identity: Hash of what was exported and how it was converted, the same for every export of one model.
-        reference: Variant that ratios and crossovers are relative to: ``"kernel"``, or ``"body"`` without the library.
+        reference: Variant that ratios and crossovers are relative to: ``"engine"`` where one was measured, ``"kernel"``
+            otherwise, or ``"body"`` without the library.
         settings: What was asked for, with the lengths and global tokens that were used.
         machine: What it ran on.
         rows: By length, then by variant.
@@ -136,7 +137,7 @@ class BenchReport:
     @property
     def broken(self) -> tuple[Row, ...]:
         """Rows of the bundle itself that show a defect."""
-        return tuple(row for row in self.rows if row.variant in ("kernel", "body") and row.status in BROKEN)
+        return tuple(row for row in self.rows if row.variant in ("kernel", "body", "engine") and row.status in BROKEN)
 
     def at(self, variant: str, length: int) -> Row:
         """The row of one variant at one length.

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...plugins.registry import operators
 from ..devices import CPU
+from ..engines.inference_process import environment_for
 from .machine import available_memory, busy_seconds
 from .report import CRASHED, FAILED, OK, OUT_OF_MEMORY, OVER_LIMIT, WRONG_PATH
 from .settings import BenchSettings
@@ -21,7 +22,7 @@ from .statistics import next_latency
 from .trial import FEWEST_SAMPLES
 from .variants import Variant
 
-_MODULE = "longspan.exporter.throughput.trial"
+_MODULE, _ENGINE_MODULE = "longspan.exporter.throughput.trial", "longspan.exporter.throughput.engine_trial"
 _MEMORY_SHARE = 0.9
 # A trial watches its own limit between runs; one that is still in a run this long after is ended from here.
 _GRACE_S = 5.0
@@ -61,12 +62,15 @@ def run_trial(variant: Variant, inputs: Path, settings: BenchSettings, sgemm: Pa
         "kernel_operators": [operator.name for operator in operators()],
         "folder": str(inputs.parent),
         "sgemm": None if sgemm is None else str(sgemm),
+        "engine": None if variant.engine is None else str(variant.engine),
+        "module": variant.module,
     }
     begin = _clocks()
     try:
         child = subprocess.run(
-            [sys.executable, "-m", _MODULE],
+            [sys.executable, "-m", _ENGINE_MODULE if variant.module else _MODULE],
             input=json.dumps(request),
+            env=environment_for(variant.module),
             capture_output=True,
             text=True,
             errors="replace",
@@ -144,10 +148,9 @@ def _verified(outcome: dict[str, Any], variant: Variant, settings: BenchSettings
         calls = sum(of_provider.get(operator, 0) for of_provider in executed["nodes"].values())
         if calls < least:
             return _outcome(WRONG_PATH, f"the session ran {operator} {calls} times, expected {least}")
-    if outcome["providers"][0] != settings.providers[0]:
-        return _outcome(
-            WRONG_PATH, f"the session uses {outcome['providers'][0]}, asked for was {settings.providers[0]}"
-        )
+    wanted = variant.provider or settings.providers[0]
+    if outcome["providers"][0] != wanted:
+        return _outcome(WRONG_PATH, f"the session uses {outcome['providers'][0]}, asked for was {wanted}")
     return outcome
 
 

@@ -33,6 +33,7 @@ class BenchSettings:
         memory_limit_bytes: Memory that a trial may take; None for nine tenths of what is available when it begins.
         global_tokens: Global tokens at the start of each sequence, for inputs with a global mask; None for 1 there.
         seed: Seed of the inputs.
+        engine: Name of an engine of the bundle to time as well; empty for none. It decides on the providers.
 
     Raises:
         InvalidRequest: a value is out of range.
@@ -51,6 +52,7 @@ class BenchSettings:
     memory_limit_bytes: int | None = None
     global_tokens: int | None = None
     seed: int = 0
+    engine: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("iterations", 1), ("rounds", 1), ("threads", 0), ("warm_up_ms", 0)):

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _SGEMM_S = 1.0
 """Time that must be left for the matrix product; it takes about a quarter of it."""
 
 
-def main() -> None:
+def main(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Run the trial that stdin asks for and print its result."""
     request = json.load(sys.stdin)
     # Native libraries may print; the result must stand alone on the real stdout.
@@ -41,7 +42,7 @@ def main() -> None:
     except MemoryError as error:
         result = {"status": "out of memory", "reason": f"MemoryError: {error}"}
     except Exception as error:
-        result = _failure(error)
+        result = failure(error)
     answer.write(json.dumps(result) + "\n")
     answer.flush()
 
@@ -54,7 +55,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             and outputs lie while it is timed), ``threads`` (0: the runtime's choice), ``warm_up_ms``, ``iterations``,
             ``duration_s``, ``time_limit_s``, ``memory_limit_bytes`` (or None), ``kernel_operators`` (names of operators
             that have kernels), ``folder`` (for the profile), ``sgemm`` (a model of one matrix product to time for
-            comparison, or None).
+            comparison, or None), ``engine`` (folder of an ``ort`` build to open as it was recorded, or None).
 
     Returns:
         ``status`` and, when ``"ok"``, the samples, memory and what the session executed.
@@ -101,7 +102,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     call = functools.partial(session.run, None, feeds)
     if request["device"] != "cpu":
         call = functools.partial(session.run_with_iobinding, bound(ort, session, feeds, request["device"]))
-    timing = _time(call, request, deadline, expected_s)
+    timing = timed(call, request, deadline, expected_s)
     memory["peak"] = peak_rss_bytes()
     samples = timing["samples_ns"]
     providers = session.get_providers()
@@ -159,16 +160,28 @@ def _options(ort: Any, request: dict[str, Any]) -> Any:
 
 
 def _session(ort: Any, request: dict[str, Any]) -> Any:
+    prefix = str(Path(request["folder"]) / "profile")
+    if request["engine"]:
+        from ..engines.ort_session import open_ort_session
+
+        return open_ort_session(request["engine"], threads=request["threads"], profile=prefix)
     options = _options(ort, request)
     options.enable_profiling = True
-    options.profile_file_prefix = str(Path(request["folder"]) / "profile")
+    options.profile_file_prefix = prefix
     if request["library"]:
         options.register_custom_ops_library(request["library"])
     return ort.InferenceSession(request["model"], options, providers=request["providers"])
 
 
-def _time(call: Any, request: dict[str, Any], deadline: float, expected_s: float) -> dict[str, Any]:
-    """Warm up, then run until both the iterations and the duration are reached, or the deadline is near."""
+def timed(call: Any, request: dict[str, Any], deadline: float, expected_s: float) -> dict[str, Any]:
+    """Warm up, then run until both the iterations and the duration are reached, or the deadline is near.
+
+    Args:
+        call: Runs once and waits for it.
+        request: See `run`.
+        deadline: When the trial must have ended, by `time.perf_counter`.
+        expected_s: Seconds that a run takes.
+    """
     clock = time.perf_counter_ns
     warm_up_runs = 0
     begin = clock()
@@ -261,7 +274,8 @@ def peak_rss_bytes() -> int:
     raise OSError("/proc/self/status has no VmHWM; next step: bench on Linux")
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def failure(error: Exception) -> dict[str, Any]:
+    """The outcome of a trial that ended with an error."""
     text = str(error)
     memory = any(word in text for word in ("bad_alloc", "Failed to allocate memory", "bad allocation"))
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -270,4 +284,4 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -19,6 +19,7 @@ TITLES = {
     "body": "function body",
     "dense": "dense SDPA",
     "stock": "stock export",
+    "engine": "engine",
 }
 """What tables and plots call each variant."""
 
@@ -38,6 +39,9 @@ class Variant:
         operators: Calls of other operators that a run must show, at least.
         exponent: Power of the length that its attention costs; for predictions before a trial.
         unavailable: Why there is no model; empty where there is one.
+        engine: Folder of the engine that `model` is the file of; None for what is no engine.
+        module: Python module of its runtime, where that is not ONNX Runtime.
+        provider: What must be the first execution provider of its session; empty for that of the settings.
     """
 
     name: str
@@ -47,6 +51,9 @@ class Variant:
     operators: Mapping[str, int] = field(default_factory=dict)
     exponent: int = 1
     unavailable: str = ""
+    engine: Path | None = None
+    module: str = ""
+    provider: str = ""
 
     @property
     def title(self) -> str:

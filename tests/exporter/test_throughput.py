@@ -61,7 +61,7 @@ def test_bench_measures_every_variant_and_writes_the_report(bundle: Bundle) -> N
     written = json.loads((bundle.reports_path / "bench.json").read_text())
     assert written == json.loads(to_json(report))
     assert load(bundle.reports_path / "bench.json", "--compare") == report
-    assert written["schema_version"] == 2
+    assert written["schema_version"] == 3
     assert written["settings"]["lengths"] == [48]
     assert written["machine"]["versions"]["onnxruntime"]
     assert (bundle.reports_path / "bench.png").read_bytes().startswith(b"\x89PNG")
