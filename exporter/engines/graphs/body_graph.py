@@ -49,9 +49,9 @@ def finish(model: ir.Model, domains: Sequence[str] = STANDARD) -> None:
     from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-    without_loop_conditions(model)
     counted_by_comparison(model)
     RemoveUnusedNodesPass()(model)
+    without_loop_conditions(model)  # behind the pass, which takes an absent condition for no input at all
     name_nodes(model)
     RemoveUnusedOpsetsPass()(model)
     refuse_unknown_operators(model, domains)
