@@ -74,7 +74,8 @@ def plugin_name(site: KernelSite, layout: str, architecture: int) -> str:
     Raises:
         NoKernel: the node cannot be one launch without scratch memory.
     """
-    kernels = [recipe.variants[0].name for recipe in aot_recipes(site, layout, architecture)]
+    ways = aot_recipes(site, layout, architecture)
+    kernels = [[recipe.variants[0].name for recipe in recipes] for recipes in ways]
     facts = (layout, operands_of(site), results_of(site), kernels)
     return f"{site.operator}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
@@ -91,7 +92,7 @@ def compile_plugin(site: KernelSite, layout: str, architecture: int) -> AotPlugi
         NoKernel: the node cannot be one launch without scratch memory (`aot_recipes` says so without compiling), or
             Triton is missing.
     """
-    recipes = aot_recipes(site, layout, architecture)
+    kernels = {kernel.entry: kernel for kernel in map(_first_that_fits, aot_recipes(site, layout, architecture))}
     inputs, outputs = operands_of(site), results_of(site)
     definition = definition_of(site.operator)
     types = {tensor.name: tensor.dtype for tensor in (*definition.inputs, *definition.outputs)}
@@ -101,7 +102,7 @@ def compile_plugin(site: KernelSite, layout: str, architecture: int) -> AotPlugi
         types=tuple(
             _TYPES[site.dtype if types[name] == "T" else types[name]] for name in (*inputs, *outputs)
         ),
-        kernels=tuple(_kernel(recipe) for recipe in recipes),
+        kernels=tuple(kernels.values()),
     )  # fmt: skip
 
 
@@ -159,11 +160,17 @@ def _records(model: Path) -> Iterator[AotPlugin]:
                 yield AotPlugin.from_json(attribute.s.decode())
 
 
-def _kernel(recipe: Recipe) -> AotKernel:
-    variant = recipe.variants[0]
-    entry, text, threads, shared = _compiled(variant)
-    numbers = tuple(p.meaning for p in variant.parameters if not p.type.startswith("*"))
-    return AotKernel(entry, text, threads, shared, recipe.paths[0].sizes, variant.grid, numbers)
+def _first_that_fits(recipes: tuple[Recipe, ...]) -> AotKernel:
+    for recipe in recipes:
+        variant = recipe.variants[0]
+        entry, text, threads, shared = _compiled(variant)
+        if shared <= SHARED_LIMIT:
+            numbers = tuple(p.meaning for p in variant.parameters if not p.type.startswith("*"))
+            return AotKernel(entry, text, threads, shared, recipe.paths[0].sizes, variant.grid, numbers)
+    raise NoKernel(
+        f"{entry} needs {shared} bytes of shared memory; an ahead-of-time plugin has {SHARED_LIMIT}; next step: leave "
+        "--plugin-api aot out"
+    )
 
 
 @cache
@@ -172,12 +179,12 @@ def _compiled(variant: KernelVariant) -> tuple[str, str, int, int]:
     from ..gpu.compilation import compile_variant
 
     compiled = compile_variant(variant)
-    if compiled.shared > SHARED_LIMIT:
-        raise NoKernel(
-            f"{variant.name} needs {compiled.shared} bytes of shared memory; an ahead-of-time plugin has "
-            f"{SHARED_LIMIT}; next step: leave --plugin-api aot out"
-        )
     sizes = [4 if parameter.type == "i32" else 8 for parameter in variant.parameters]
-    name = f"longspan_{variant.name}"
+    name = entry_name(variant)
     text = ptx.drop_trailing(compiled.ptx, compiled.entry, sizes)
     return name, ptx.renamed(text, compiled.entry, name), compiled.threads, compiled.shared
+
+
+def entry_name(variant: KernelVariant) -> str:
+    """Name of a variant's kernel in its PTX; no two have the same."""
+    return f"longspan_{variant.name}"

@@ -34,8 +34,12 @@ _NEEDLESS = {"row_order", "status"}
 """Buffers whose kernel does without: the order of rows is speed, the status is what no launcher here would read."""
 
 
-def aot_recipes(site: KernelSite, layout: str, architecture: int) -> tuple[Recipe, ...]:
-    """Every way to execute a site with one kernel that TensorRT can launch, for it to time: tall tiles and flat ones.
+_BUDGETS = (SHARED_LIMIT, SHARED_LIMIT * 3 // 4, SHARED_LIMIT // 2)
+"""What tiles are cut for, one after the other: how much a kernel takes in the end, only its compilation tells."""
+
+
+def aot_recipes(site: KernelSite, layout: str, architecture: int) -> tuple[tuple[Recipe, ...], ...]:
+    """The ways to execute a site with one kernel that TensorRT can launch, for it to time: by tall tiles and flat ones.
 
     Args:
         site: The node.
@@ -43,7 +47,8 @@ def aot_recipes(site: KernelSite, layout: str, architecture: int) -> tuple[Recip
         architecture: Compute capability.
 
     Returns:
-        Recipes of one path with one kernel, whose parameters are inputs, int32 and outputs, in this order.
+        For each way recipes with smaller and smaller tiles, of which the first is taken that fits `SHARED_LIMIT`. Each
+        has one path with one kernel, whose parameters are inputs, int32 and outputs, in this order.
 
     Raises:
         NoKernel: the site needs several launches or scratch memory, or no tile fits `SHARED_LIMIT`.
@@ -61,10 +66,24 @@ def aot_recipes(site: KernelSite, layout: str, architecture: int) -> tuple[Recip
         )
     if site.has("block_masks"):
         _check_words(site)
+    return tuple(_ways(site, layout, architecture, kind) for kind in ("whole", "split"))
+
+
+def _ways(site: KernelSite, layout: str, architecture: int, kind: str) -> tuple[Recipe, ...]:
     recipes: dict[str, Recipe] = {}
-    for kind in ("whole", "split"):
-        recipe = _recipe(site, layout, architecture, _tile(site, architecture, kind))
+    for budget in _BUDGETS:
+        try:
+            tile = choose(architecture, tile_kind(site, kind), ELEMENT_SIZES[site.dtype], widest(site), budget)
+        except ValueError:
+            break
+        recipe = _recipe(site, layout, architecture, tile)
         recipes.setdefault(recipe.variants[0].name, recipe)
+    if not recipes:
+        raise NoKernel(
+            f"head size {max(site.head_size, site.v_head_size)} in {site.dtype}: no tile fits the "
+            f"{SHARED_LIMIT // 1024} KiB of shared memory that an ahead-of-time plugin has; next step: leave "
+            "--plugin-api aot out"
+        )
     return tuple(recipes.values())
 
 
@@ -102,18 +121,6 @@ def _check_words(site: KernelSite) -> None:
             f"a block mask of {tall} queries and {wide} keys has {size} bytes; TensorRT takes them as int32, so it "
             "must be a multiple of 4"
         )
-
-
-def _tile(site: KernelSite, architecture: int, kind: str) -> Tile:
-    element, width = ELEMENT_SIZES[site.dtype], widest(site)
-    try:
-        return choose(architecture, tile_kind(site, kind), element, width, SHARED_LIMIT)
-    except ValueError as error:
-        raise NoKernel(
-            f"head size {max(site.head_size, site.v_head_size)} in {site.dtype}: no tile fits the "
-            f"{SHARED_LIMIT // 1024} KiB of shared memory that an ahead-of-time plugin has; next step: "
-            "leave --plugin-api aot out"
-        ) from error
 
 
 def _recipe(site: KernelSite, layout: str, architecture: int, tile: Tile) -> Recipe:

@@ -41,8 +41,7 @@ def execute(operator: str, case: Any, layout: str, dtype: str, tactic: int) -> d
     given = operands(case, layout, dtype)
     attributes = case.node_attributes(layout)
     inputs = {name: array.shape for name, array in given.items()}
-    recipes = aot_recipes(aot_cases.site(operator, case, layout, dtype), layout, 80)
-    recipe = recipes[min(tactic, len(recipes)) - 1]
+    recipe = aot_recipes(aot_cases.site(operator, case, layout, dtype), layout, 80)[tactic - 1][0]
     shapes = aot_cases.shapes_of(operator, inputs, attributes)
     y, lse = launch.run(launch.plan(recipe, shapes, inputs, 8, attributes.get("scale")), tensors(given))
     assert lse is not None

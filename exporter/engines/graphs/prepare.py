@@ -106,7 +106,7 @@ def prepare(
     from .plugin_graph import plugin_graph
 
     progress("write the plugins")
-    plugins = plugin_graph(typed.model, kernels, bodies=True, embed=request.plugin_api != PLUGIN_AOT, progress=progress)
+    plugins = plugin_graph(typed.model, kernels, bodies=True, aot=request.plugin_api == PLUGIN_AOT, progress=progress)
     _refuse_bodies(plugins.sites, request.require_kernel)
     return PreparedGraph(plugins.model, typed.dtype, typed.kept_in_fp32, plugins.sites)
 
