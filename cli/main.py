@@ -17,6 +17,7 @@ _COMMANDS = {
     "export": "Trace a model, replace its attention, write a bundle.",
     "check": "Prove that a bundle computes what its model does.",
     "bench": "Time a bundle against the stock export and dense attention.",
+    "package": "Write engines of a bundle as a model repository for an inference server.",
     "inspect": "List the attention sites of a model or a bundle.",
     "build": "Build an engine for TensorRT, TensorRT-RTX or ONNX Runtime.",
     "kernels": "Compile GPU kernels ahead of time, and look into kernel packs.",

@@ -59,6 +59,26 @@ def tensorrt_library_path(major: int) -> str:
     )
 
 
+def tensorrt_loader_path(major: int) -> str:
+    """File for programs that open plugin libraries with ``dlopen`` and do no more.
+
+    It registers the plugins of `tensorrt_library_path`, which must lie beside it, in the TensorRT of the process. A
+    registry loads `tensorrt_library_path` itself.
+
+    Args:
+        major: Major version of the TensorRT that the program has.
+
+    Raises:
+        LibraryMissing: this installation was built without that version's headers, or there is no library for it.
+    """
+    library = Path(tensorrt_library_path(major))
+    name = f"{library.stem}_loader.so"
+    loader = library.with_name(name)
+    if not loader.is_file():
+        raise LibraryMissing(f"{name} is not installed beside {library}; next step: {tensorrt_library_remedy()}")
+    return str(loader)
+
+
 def tensorrt_library_remedy() -> str:
     """The command that brings a plugin library."""
     return "TENSORRT_INCLUDE_DIR=… pip install --force-reinstall --no-deps longspan"
