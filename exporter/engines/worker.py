@@ -145,15 +145,16 @@ def _load_plugins(trt: Any, logger: Any, request: dict[str, Any]) -> str | None:
     if request["plugin"] == "none":
         return None
     trt.init_libnvinfer_plugins(logger, "")
-    if request["plugin"] == "aot":
-        from ...plugins.tensorrt.aot import register_plugins, unsupported
-
-        reason = unsupported(trt.__version__)
-        if reason:
-            raise Refused("environment", f"--plugin-api aot: {reason}")
-        register_plugins(trt, request["model"])
-        return None
     from ...plugins.errors import PluginError
+
+    if request["plugin"] == "aot":
+        from ...plugins.tensorrt.aot import register_plugins
+
+        try:
+            register_plugins(trt, request["model"])
+        except PluginError as error:
+            raise Refused("environment", f"--plugin-api aot: {error}") from error
+        return None
     from ...plugins.library import plugin_library_major, tensorrt_library_path
 
     major = int(trt.__version__.split(".")[0])

@@ -20,6 +20,15 @@ from . import block_sparse_cases, sliding_window_cases
 Array = npt.NDArray[Any]
 CASES = {"SlidingWindowAttention": sliding_window_cases, "BlockSparseAttention": block_sparse_cases}
 
+# What these add is inside the functions that the entries share with the kernels of packs, whose tests have them all.
+_SHARED = {
+    "every block", "no block at all", "one block holds everything", "listed several times", "not itself", "causal",
+    "padding", "holes", "sink and nothing else", "sink of -inf", "bias of -inf", "tall blocks", "wide blocks",
+    "negative offsets", "self only", "window reaches past both ends", "unbounded right", "block edges",
+    "largest dilation", "dilation beyond the length", "everything padded", "everything padded, dense",
+    "garbage in padding, dense", "spans, unbounded", "lists per entry", "listed several times, masked",
+}  # fmt: skip
+
 
 def has_words(case: Any) -> bool:
     """Whether the block masks of a case fill words of four bytes."""
@@ -32,6 +41,11 @@ def eligible() -> Iterator[tuple[str, Any, str]]:
         for number, case in enumerate(module.CASES):
             if "global_mask" not in case.features and (operator != "BlockSparseAttention" or has_words(case)):
                 yield operator, case, ("bhsd", "bsd")[number % 2]
+
+
+def interpreted() -> Iterator[tuple[str, Any, str]]:
+    """Those of `eligible` that are run; the device code is tested with all of them elsewhere."""
+    return (each for each in eligible() if each[1].name not in _SHARED)
 
 
 def shapes_of(operator: str, shapes: dict[str, tuple[int, ...]], attributes: dict[str, Any]) -> Shapes:

@@ -53,7 +53,7 @@ def main(out: Path) -> None:
     np.seterr(all="ignore")
     mend_interpreter()
     arrays = {}
-    for number, (operator, case, layout) in enumerate(aot_cases.eligible()):
+    for number, (operator, case, layout) in enumerate(aot_cases.interpreted()):
         for dtype in dtypes(case):
             # Interpretation takes its time by the tile: long sequences go by the tall ones.
             tactic = 1 if case.seq_q > 60 else 1 + number % 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from longspan.exporter import ExportFailed
+from longspan.exporter.engines import worker
 from longspan.exporter.engines.graphs import aot_nodes
 from longspan.exporter.engines.graphs.plugin_graph import PluginGraph, plugin_graph
 from longspan.plugins.functions import attach_function_bodies
@@ -127,3 +129,16 @@ def test_the_bindings_take_what_the_graph_carries(graph: PluginGraph, tmp_path: 
     for (plugin, _), answer in zip(requests, played(tmp_path, requests), strict=True):
         assert answer.failed == "", answer.said
         assert list(answer.tactics) == [1, 2] == list(range(1, len(plugin.kernels) + 1))
+
+
+@pytest.mark.parametrize(("version", "reason"), [("11.2.1.2", "issue 4849"), ("11.4.0.106", "without its module")])
+def test_a_tensorrt_that_cannot_take_them_lacks_something(version: str, reason: str, tmp_path: Path) -> None:
+    """Said before the parser reads the model, as what the machine lacks."""
+    file = tmp_path / "model.onnx"
+    ir.save(model(), file)
+    tensorrt = SimpleNamespace(
+        __name__="tensorrt_of_another_name", __version__=version, init_libnvinfer_plugins=lambda logger, space: True
+    )
+    with pytest.raises(worker.Refused, match=f"--plugin-api aot: .*{reason}") as refused:
+        worker._load_plugins(tensorrt, None, {"plugin": "aot", "model": str(file)})
+    assert refused.value.kind == "environment"
