@@ -50,6 +50,7 @@ def _capabilities(context: click.Context, parameter: click.Parameter, value: str
     metavar="sm89,…",
     help="What the engine runs on (default: the GPU that is here).",
 )
+@click.option("--graph-only", is_flag=True, help="Write the graph that TensorRT would get, for trtexec or a check.")
 @click.option("--name", default="", help="Name of the engine (default: from target, device and type).")
 @click.option("--force", is_flag=True, help="Replace an engine of that name.")
 @click.option("--plugin-api", type=click.Choice(PLUGIN_APIS), help="TensorRT: how it gets our kernels (v3).")
@@ -115,7 +116,24 @@ def print_engine(engine: Engine, bundle: Path, warnings: list[str], terminal: Co
     for text in warnings:
         terminal.print(f"warning: {text}", soft_wrap=True, markup=False)
     terminal.print(f"{engine.file}: {manifest.status}", soft_wrap=True)
-    terminal.print(f"next: longspan check {bundle} --engine {engine.name}", soft_wrap=True)
+    for line in _next_steps(engine, bundle):
+        terminal.print(line, soft_wrap=True, markup=False)
+
+
+def _next_steps(engine: Engine, bundle: Path) -> list[str]:
+    from ..exporter.engines.manifest import NOT_BUILT
+
+    manifest = engine.manifest
+    if manifest.status != NOT_BUILT or manifest.plugin is None:
+        return [f"next: longspan check {bundle} --engine {engine.name}"]
+    words = ["trtexec", f"--onnx={engine.file}", "--stronglyTyped"]
+    if manifest.plugin.api == "v3":
+        words.append("--staticPlugins=liblongspan_trt10.so")
+    for bound in ("min", "opt", "max"):
+        shapes = manifest.profiles[0].inputs.items()
+        named = (f"{name}:{'x'.join(map(str, getattr(shape, bound)))}" for name, shape in shapes)
+        words.append(f"--{bound}Shapes={','.join(named)}")
+    return [f"next, where TensorRT is: {' '.join(words)}"]
 
 
 def _profile_table(profile: Profile, title: str) -> Table:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..manifest import sha256_of
 from ..versions import installed_versions
 from ..whole_folders import ENGINE, reserved
 from .graphs.prepare import dtype_of, prepare
-from .manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_RUN, Engine, EngineManifest, PluginRecord
+from .manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_BUILT, NOT_RUN, Engine, EngineManifest, PluginRecord
 from .profiles import Profile, profiles_of
 from .request import NO_PLUGIN, ORT, PLUGIN_V3, TENSORRT, TENSORRT_RTX, BuildRequest
 from .worker import MODULES
@@ -70,6 +71,7 @@ def build(
         EnvironmentLacks: the target's package, a GPU or the plugin library is missing.
         ExportFailed: the engine cannot be built; the text names the node where one is to blame.
     """
+    began = time.perf_counter()
     progress("open")
     opened = Bundle.open(bundle)
     profiles: tuple[Profile, ...] = ()
@@ -84,9 +86,10 @@ def build(
 
     model = ir.load(opened.model_path)
     where = (request.provider,) if request.target == ORT else _capabilities(request, gpu)
-    name = request.name or "-".join((request.target, *where, request.dtype or dtype_of(model)))
+    words = (request.target, *where, request.dtype or dtype_of(model), *(["graph"] if request.graph_only else []))
+    name = request.name or "-".join(words)
     with reserved(opened.path / ENGINES_FOLDER / name, force, ENGINE) as reservation:
-        job = _Job(opened, model, request, profiles, gpu, progress, warn)
+        job = _Job(opened, model, request, profiles, gpu, progress, warn, began)
         manifest = reservation.write(job.write)
     return Engine(reservation.out, manifest)
 
@@ -102,6 +105,7 @@ class _Job:
     gpu: Gpu | None
     progress: Tell
     warn: Tell
+    began: float
 
     def write(self, folder: Path) -> EngineManifest:
         """Build into a folder; `files` of the manifest is left to whoever puts the folder in place."""
@@ -112,13 +116,13 @@ class _Job:
 
         built = build_ort(self.bundle, self.request, self.model, folder, self.profiles, self.progress)
         return self._manifest(
+            built.versions,
             file=built.file,
             dtype=built.dtype,
             kept_in_fp32=built.kept_in_fp32,
             compute_capabilities=(),
             plugin=None,
             sites=built.sites,
-            versions=built.versions,
             build_s=built.build_s,
             status=built.status,
             session=built.session,
@@ -126,21 +130,43 @@ class _Job:
 
     def _tensorrt(self, folder: Path) -> EngineManifest:
         request = self.request
-        capabilities = _capabilities(request, self.gpu)
         plugin = (request.plugin_api or PLUGIN_V3) if request.target == TENSORRT else NO_PLUGIN
         kernels = self._kernels(plugin)
         prepared = prepare(self.model, request, kernels, self.progress)
+        common: dict[str, Any] = {
+            "dtype": prepared.dtype,
+            "kept_in_fp32": prepared.kept_in_fp32,
+            "compute_capabilities": _capabilities(request, self.gpu),
+            "sites": prepared.sites,
+        }
+        named = tuple(map(str, kernels))
+        if request.graph_only:
+            save_model(prepared.model, folder / MODEL_FILE)
+            record = None if plugin == NO_PLUGIN else PluginRecord(plugin, "", "", named)
+            return self._manifest(
+                {}, file=MODEL_FILE, plugin=record, build_s=time.perf_counter() - self.began, status=NOT_BUILT, **common
+            )
+        built = self._build(prepared.model, plugin, folder / ENGINE_FILE)
+        record = None if plugin == NO_PLUGIN else _plugin_record(plugin, built["library"], named)
+        versions = {MODULES[request.target]: built["version"]}
+        return self._manifest(
+            versions, file=ENGINE_FILE, plugin=record, build_s=built["seconds"], status=NOT_RUN, **common
+        )
+
+    def _build(self, model: ir.Model, plugin: str, engine: Path) -> dict[str, Any]:
+        """Build in a process of its own; what `worker.build` returns."""
+        request = self.request
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / MODEL_FILE
-            save_model(prepared.model, file)
-            built = build_in_child(
+            save_model(model, file)
+            return build_in_child(
                 TITLES[request.target],
                 {
                     "target": request.target,
                     "model": str(file),
-                    "engine": str(folder / ENGINE_FILE),
+                    "engine": str(engine),
                     "profiles": [dataclasses.asdict(profile)["inputs"] for profile in self.profiles],
-                    "capabilities": [name.removeprefix("sm") for name in capabilities],
+                    "capabilities": [name.removeprefix("sm") for name in _capabilities(request, self.gpu)],
                     "plugin": plugin,
                     "library": None if request.plugin_library is None else str(request.plugin_library),
                     "timing_cache": None if request.timing_cache is None else str(request.timing_cache),
@@ -155,25 +181,6 @@ class _Job:
                 self.progress,
                 self.warn,
             )
-        library = built["library"]
-        return self._manifest(
-            file=ENGINE_FILE,
-            dtype=prepared.dtype,
-            kept_in_fp32=prepared.kept_in_fp32,
-            compute_capabilities=capabilities,
-            plugin=None
-            if plugin == NO_PLUGIN
-            else PluginRecord(
-                plugin,
-                "" if library is None else Path(library).name,
-                "" if library is None else sha256_of(Path(library)),
-                tuple(map(str, kernels)),
-            ),
-            sites=prepared.sites,
-            versions={MODULES[request.target]: built["version"]},
-            build_s=built["seconds"],
-            status=NOT_RUN,
-        )
 
     def _kernels(self, plugin: str) -> tuple[Target, ...]:
         """What the plugin's kernels are for: the devices that the engine will run on."""
@@ -182,18 +189,18 @@ class _Job:
         from ...plugins.gpu.pack_build import PTX, Target
         from ...plugins.gpu.variants import ARCHITECTURES
 
-        assert self.gpu is not None, "_require_tensorrt looked before"
         if self.request.compute_capabilities:
             named = [int(name.removeprefix("sm")) for name in self.request.compute_capabilities]
         elif self.request.hardware_compatibility == "ampere-plus":
             named = list(ARCHITECTURES)
         else:
+            assert self.gpu is not None, "_require_tensorrt looked before"
             named = [int(self.gpu.architecture.removeprefix("sm"))]
         tuned = tuple(Target(number) for number in named if number in ARCHITECTURES)
         everywhere = len(tuned) < len(named) or self.request.hardware_compatibility == "ampere-plus"
         return (*tuned, *((PTX,) if everywhere else ()))
 
-    def _manifest(self, versions: dict[str, str], **values: Any) -> EngineManifest:
+    def _manifest(self, versions: dict[str, str], /, **values: Any) -> EngineManifest:
         defaults = {item.name: item.default for item in dataclasses.fields(BuildRequest)}
         given = {
             name: value
@@ -221,7 +228,7 @@ def _require_tensorrt(request: BuildRequest) -> Gpu | None:
         EnvironmentLacks: its package is missing, or the GPU that it needs.
         InvalidRequest: it cannot build for a compute capability.
     """
-    if importlib.util.find_spec(MODULES[request.target]) is None:
+    if not request.graph_only and importlib.util.find_spec(MODULES[request.target]) is None:
         title, remedy = TITLES[request.target], _INSTALL[request.target]
         raise EnvironmentLacks(f"--target {request.target}: {title} is not installed; next step: {remedy}")
     gpu = cuda_gpu()
@@ -232,7 +239,7 @@ def _require_tensorrt(request: BuildRequest) -> Gpu | None:
                 f"--compute-capability {', '.join(unknown)}: TensorRT-RTX does not build for it; allowed: "
                 f"{', '.join(RTX_CAPABILITIES)}"
             )
-        if not request.compute_capabilities and gpu is None:
+        if not request.compute_capabilities and gpu is None and not request.graph_only:
             raise InvalidRequest(
                 "--compute-capability is needed where there is no GPU to build for; allowed: "
                 f"{', '.join(RTX_CAPABILITIES)}, several separated by commas"
@@ -242,17 +249,29 @@ def _require_tensorrt(request: BuildRequest) -> Gpu | None:
                 "--refit, --strip: TensorRT-RTX compiles engines whose weights can be replaced on a GPU only, and here "
                 "is none; next step: build without them, or on a machine with a GPU"
             )
+    elif gpu is None and request.graph_only:
+        if not request.compute_capabilities and request.plugin_api != NO_PLUGIN:
+            raise InvalidRequest(
+                "--compute-capability is needed where there is no GPU: it says which kernels go into the graph, e.g. "
+                "--compute-capability sm80,sm90"
+            )
     elif gpu is None:
         raise EnvironmentLacks(
             "--target tensorrt: TensorRT times kernels on the GPU that it builds for, and there is none here that the "
-            "driver lets this process use; next step: build on the machine that will run the engine; without a GPU, "
-            "--target tensorrt-rtx builds for GeForce and RTX devices"
+            "driver lets this process use; next step: build on the machine that will run the engine, from here with "
+            "--graph-only for trtexec there; without a GPU, --target tensorrt-rtx builds for GeForce and RTX devices"
         )
     return gpu
 
 
+def _plugin_record(api: str, library: str | None, kernels: tuple[str, ...]) -> PluginRecord:
+    if library is None:
+        return PluginRecord(api, "", "", kernels)
+    return PluginRecord(api, Path(library).name, sha256_of(Path(library)), kernels)
+
+
 def _capabilities(request: BuildRequest, gpu: Gpu | None) -> tuple[str, ...]:
     """What the engine is to run on."""
-    if request.target == TENSORRT_RTX and request.compute_capabilities:
+    if request.compute_capabilities and (request.target == TENSORRT_RTX or request.graph_only):
         return request.compute_capabilities
     return () if gpu is None else (gpu.architecture,)

@@ -21,6 +21,7 @@ ENGINE_FILE = "model.engine"
 """The engine of TensorRT and TensorRT-RTX in its folder."""
 
 NOT_RUN = "built, not run"
+NOT_BUILT = "a graph, not built"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class EngineManifest:
         sites: How each attention site was built.
         model_sha256: Of the bundle's model that it was built from.
         versions: Versions of the packages that took part.
-        status: `NOT_RUN`, or on what it has run.
+        status: `NOT_RUN`, `NOT_BUILT`, or on what it has run.
         build_s: Seconds that the build took.
         created: UTC time, ISO 8601.
         session: For an ``ort`` build, what to open the session with: see `onnxruntime_target`.
@@ -171,7 +172,7 @@ class Engine:
 
     @property
     def file(self) -> Path:
-        """The engine, or the model of an ``ort`` build."""
+        """The engine, or the model of an ``ort`` build, or the graph of one that was not built."""
         return self.path / self.manifest.file
 
     @classmethod

@@ -1,4 +1,4 @@
-"""An ``ort`` build as a path of a check: its recorded session, and what a profile shows to have run there."""
+"""What ONNX Runtime runs as a path of a check: ``ort`` builds as they were recorded, and graphs without an engine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 
 from ..bundle import Bundle
 from ..devices import cuda_gpu
-from ..errors import EnvironmentLacks, ExporterError, ExportFailed
+from ..errors import EnvironmentLacks, ExporterError, ExportFailed, InvalidRequest
 from ..parity.inputs import Feed
-from ..parity.runners import RuntimePath, runtime_version, what_ran
+from ..parity.runners import RuntimePath, open_session, runtime_version, what_ran
 from ..parity.tolerances import numpy_name
 from .manifest import Engine
 from .ort_session import CPU_PROVIDER, TENSORRT_PROVIDER, SessionPlan, open_ort_session
@@ -60,4 +60,48 @@ def onnxruntime_path(bundle: Bundle, engine: Engine, probe: Feed) -> RuntimePath
         device="CPU" if gpu is None else gpu.name,
         runtime=runtime_version(),
         dtype=numpy_name(engine.manifest.dtype),
+    )
+
+
+def graph_path(bundle: Bundle, engine: Engine, probe: Feed) -> RuntimePath:
+    """Open the graph of an engine that was not built, in ONNX Runtime on the CPU: what TensorRT would be given.
+
+    Args:
+        bundle: What it was made from.
+        engine: The graph.
+        probe: Inputs of a first run.
+
+    Raises:
+        InvalidRequest: ONNX Runtime cannot run it.
+        EnvironmentLacks: ONNX Runtime is missing.
+        ExportFailed: ONNX Runtime cannot load or run the model.
+    """
+    manifest = engine.manifest
+    if manifest.plugin is not None:
+        raise InvalidRequest(
+            f"--engine {engine.name}: is a graph of TensorRT plugins, which ONNX Runtime does not have; next step: "
+            "build the engine where TensorRT is, or check a graph of --plugin-api none"
+        )
+    if manifest.dtype == "bf16":
+        raise InvalidRequest(
+            f"--engine {engine.name}: ONNX Runtime's CPU provider computes no bf16; next step: check a graph of "
+            "--dtype fp16, or the engine on its device"
+        )
+    try:
+        session = open_session(str(engine.file), None)
+        session.run(None, probe)
+    except EnvironmentLacks:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions have no common class
+        raise ExportFailed(f"{engine.file}: ONNX Runtime cannot run it: {error}") from error
+    return RuntimePath(
+        name=path_name(engine),
+        runner=OnnxrtRunner(session, name=path_name(engine)),
+        reason="",
+        sites=built_as(manifest),
+        provider=CPU_PROVIDER,
+        device="CPU",
+        runtime=runtime_version(),
+        dtype=numpy_name(manifest.dtype),
+        notes=("this is the graph that TensorRT is given, run by ONNX Runtime; no engine was built from it",),
     )

@@ -40,6 +40,7 @@ class BuildRequest:
         min_shapes: Polygraphy's syntax; see `profiles.profiles_of`.
         opt_shapes: The same.
         max_shapes: The same.
+        graph_only: Write the graph that TensorRT would get, not the engine; needs neither TensorRT nor a GPU.
         name: Of the engine's folder; empty for one made of target, architecture and type.
         compute_capabilities: ``"sm89"``, …: what to build for. TensorRT builds for the GPU that is there and takes from
             this list which kernels go into the engine.
@@ -62,6 +63,7 @@ class BuildRequest:
     min_shapes: tuple[str, ...] = ()
     opt_shapes: tuple[str, ...] = ()
     max_shapes: tuple[str, ...] = ()
+    graph_only: bool = False
     name: str = ""
     compute_capabilities: tuple[str, ...] = ()
     plugin_api: str | None = None
@@ -131,6 +133,7 @@ class BuildRequest:
 
 _TENSORRTS = (TENSORRT, TENSORRT_RTX)
 _OPTIONS = {
+    "graph_only": ("--graph-only", _TENSORRTS),
     "compute_capabilities": ("--compute-capability", _TENSORRTS),
     "plugin_api": ("--plugin-api", (TENSORRT,)),
     "plugin_library": ("--plugin-library", (TENSORRT,)),

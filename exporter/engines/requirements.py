@@ -12,7 +12,7 @@ from ...plugins.library import plugin_library_major, tensorrt_library_path
 from ..devices import Gpu, cuda_gpu
 from ..errors import EnvironmentLacks, InvalidRequest
 from ..manifest import sha256_of
-from .manifest import Engine, EngineManifest
+from .manifest import NOT_BUILT, Engine, EngineManifest
 from .request import PLUGIN_V3, TENSORRT, TENSORRT_RTX
 from .worker import MODULES
 
@@ -48,11 +48,16 @@ def require_runnable(engine: Engine) -> Fitting:
     The runtime's version is not looked at, as importing it in this process may do harm; see `require_version`.
 
     Raises:
-        InvalidRequest: the engine has no weights.
+        InvalidRequest: there is only its graph, or it has no weights.
         EnvironmentLacks: the runtime's package, a GPU of the right architecture or the plugin library is missing.
         LibraryMissing: Longspan has no plugin library for the runtime's major version.
     """
     manifest, title = engine.manifest, TITLES[engine.manifest.target]
+    if manifest.status == NOT_BUILT:
+        raise InvalidRequest(
+            f"--engine {engine.name}: is a graph from which no engine was built; next step: longspan build without "
+            "--graph-only"
+        )
     if manifest.options.get("strip"):
         raise InvalidRequest(
             f"--engine {engine.name}: was built without its weights (--strip), so it cannot run; next step: refit it "
@@ -69,7 +74,7 @@ def require_runnable(engine: Engine) -> Fitting:
     if gpu is None:
         raise EnvironmentLacks(
             f"--engine {engine.name}: was built for {wanted} and needs such a GPU; there is none here that the driver "
-            "lets this process use; next step: a machine with one and its driver (nvidia-smi lists it)"
+            "lets this process use; next step: a machine that has; built with --graph-only, its graph can be checked here"
         )
     if not runs_on(manifest, gpu.architecture):
         raise EnvironmentLacks(

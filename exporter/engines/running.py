@@ -21,7 +21,7 @@ from ..parity.tolerances import numpy_name
 from ..reports.files import write_atomically
 from ..whole_folders import MANIFEST_FILE
 from .inference_process import InferenceEnded, InferenceProcess
-from .manifest import NOT_RUN, Engine, EngineManifest
+from .manifest import NOT_BUILT, NOT_RUN, Engine, EngineManifest
 from .profiles import Profile
 from .reach import profile_for
 from .request import ORT
@@ -102,15 +102,16 @@ def engine_path(bundle: Bundle, engine: Engine, probe: Feed) -> RuntimePath:
         probe: Inputs for a run that is profiled, where the runtime tells only then what ran.
 
     Raises:
-        InvalidRequest: the engine has no weights.
+        InvalidRequest: the engine has no weights, or is a graph that ONNX Runtime cannot run.
         BundleCorrupted: its file is not a whole engine.
         EnvironmentLacks: its runtime, a GPU or the plugin library is missing here, or of another version.
         ExportFailed: it cannot be loaded.
     """
-    if engine.manifest.target == ORT:
-        from .onnxruntime_path import onnxruntime_path
+    if engine.manifest.target == ORT or engine.manifest.status == NOT_BUILT:
+        from .onnxruntime_path import graph_path, onnxruntime_path
 
-        return onnxruntime_path(bundle, engine, probe)
+        opens = graph_path if engine.manifest.status == NOT_BUILT else onnxruntime_path
+        return opens(bundle, engine, probe)
     return _tensorrt_path(bundle, engine, require_runnable(engine))
 
 

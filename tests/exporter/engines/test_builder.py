@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from longspan.exporter import BundleCorrupted, EnvironmentLacks, ExportFailed, FallbackRan, InvalidRequest
+from longspan.exporter import BundleCorrupted, EnvironmentLacks, ExportFailed, FallbackRan, InvalidRequest, check
 from longspan.exporter.bundle import Bundle
 from longspan.exporter.engines import BuildRequest, Engine, build
-from longspan.exporter.engines.manifest import ENGINE_FILE, NOT_RUN, EngineManifest, engine_names
+from longspan.exporter.engines.manifest import ENGINE_FILE, NOT_BUILT, NOT_RUN, EngineManifest, engine_names
 from longspan.exporter.whole_folders import MANIFEST_FILE
 
 from . import stand_in
@@ -174,6 +174,28 @@ def test_tensorrt_without_the_plugin(bundle: Path, tmp_path: Path, monkeypatch: 
     build(bundle, request("tensorrt", plugin_api="none", timing_cache=cache), force=True)
     with pytest.raises(InvalidRequest, match="its folder does not exist"):
         build(bundle, request("tensorrt", plugin_api="none", timing_cache=tmp_path / "no" / "cache"), force=True)
+
+
+def test_a_graph_is_checked_where_no_engine_can_be(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longspan.exporter.engines.builder.importlib.util.find_spec", lambda name: None)
+    engine = build(bundle, BuildRequest("tensorrt-rtx", "fp16", graph_only=True))
+    assert (engine.name, engine.file.name) == ("tensorrt-rtx-fp16-graph", "model.onnx")
+    assert engine.manifest.status == NOT_BUILT
+    report = check(bundle, engine=engine.name, lengths=[17])
+    assert report.passed
+    assert "no engine was built" in " ".join(report.paths[0].notes)
+    assert Engine.open(Bundle.open(bundle), engine.name).manifest.status == NOT_BUILT
+
+
+def test_a_graph_with_plugins_has_kernels_for_what_was_named(bundle: Path) -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(InvalidRequest, match="it says which kernels go into the graph"):
+        build(bundle, BuildRequest("tensorrt", graph_only=True))
+    engine = build(bundle, BuildRequest("tensorrt", graph_only=True, compute_capabilities=("sm80",)))
+    assert engine.manifest.plugin is not None and engine.manifest.plugin.kernels == ("sm_80",)
+    assert {site.lowering for site in engine.manifest.sites} == {"plugin"}
+    with pytest.raises(InvalidRequest, match="is a graph of TensorRT plugins, which ONNX Runtime does not have"):
+        check(bundle, engine=engine.name, lengths=[17])
 
 
 @pytest.mark.parametrize("content", [b"text", b"\x7fELF" + b"\0" * 60])
