@@ -74,7 +74,7 @@ def require_runnable(engine: Engine) -> Fitting:
     if gpu is None:
         raise EnvironmentLacks(
             f"--engine {engine.name}: was built for {wanted} and needs such a GPU; there is none here that the driver "
-            "lets this process use; next step: a machine that has; built with --graph-only, its graph can be checked here"
+            "lets this process use; next step: a machine with one; here its graph can be checked, see --graph-only"
         )
     if not runs_on(manifest, gpu.architecture):
         raise EnvironmentLacks(
