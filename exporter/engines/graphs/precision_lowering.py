@@ -97,8 +97,6 @@ class Lowering:
         if node.domain == DOMAIN and own != FLOAT:
             for attribute in (PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE):  # kernels for float32
                 node.attributes.pop(attribute, None)
-        if node.op_type == "Attention" and own != FLOAT:
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", int(FLOAT))
 
     def _type_of(self, node: ir.Node) -> ir.DataType:
         """The type that a node computes in."""

@@ -237,7 +237,7 @@ class _Planner:
         elif rule.group is Group.COMPARISON:
             self._force(node, rule, floats, any(one.statistic for one in operands), True)
         elif rule.group is Group.CONTRACTION and node.domain != DOMAIN:
-            if node.op_type in rules.SUMS_OF_PRODUCTS and any(one.statistic for one in operands):
+            if any(one.statistic for one in operands):
                 self.forced[node] = rules.UNNORMALISED
             elif not data:
                 self.forced[node] = rules.INDEX

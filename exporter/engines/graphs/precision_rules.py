@@ -69,6 +69,7 @@ STATE = "recurrent state: rounding errors add up from step to step"
 SEQUENCE = "sequences and optional values keep the type of what is put in"
 QUANTISED = "scales of quantised tensors are float32"
 TYPED = "the type of its result is an attribute"
+WHOLE_ATTENTION = "its softmax has the type of its operands, and TensorRT takes no softmax_precision"
 UNCLASSIFIED = "not known to be accurate in a narrow type"
 
 _T_CONTRACTION = Rule(Group.CONTRACTION)
@@ -79,7 +80,7 @@ _COMPARISON = Rule(Group.COMPARISON)
 _CONTROL = Rule(Group.CONTROL, keeps_size=True)
 
 _NAMES: dict[Rule, str] = {
-    _T_CONTRACTION: "MatMul Gemm Conv ConvTranspose DeformConv Einsum Attention",
+    _T_CONTRACTION: "MatMul Gemm Conv ConvTranspose DeformConv Einsum",
     _T_ELEMENTWISE: (
         "Add Sub Mul Div Neg Abs Relu LeakyRelu PRelu Elu Celu Selu ThresholdedRelu Shrink HardSwish Gelu Swish Mish "
         "Min Max Sum Mean Clip Where Floor Ceil Round Mod Dropout RotaryEmbedding"
@@ -93,6 +94,7 @@ _NAMES: dict[Rule, str] = {
     _COMPARISON: ("Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf ArgMax ArgMin NonZero Shape Size"),
     _CONTROL: "If Loop Scan",
     Rule(Group.WIDE, SOFTMAX, pull=Pull.ALL): "Softmax LogSoftmax",
+    Rule(Group.WIDE, WHOLE_ATTENTION): "Attention",
     Rule(Group.WIDE, SOFTMAX, statistic=True, pull=Pull.ALL): "Exp ReduceLogSumExp",
     Rule(Group.WIDE, NORM): (
         "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization BatchNormalization "
@@ -123,9 +125,6 @@ RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name 
 """The rule of every standard operator that is classified."""
 
 _UNCLASSIFIED = Rule(Group.WIDE, UNCLASSIFIED)
-
-SUMS_OF_PRODUCTS = frozenset(("MatMul", "Gemm", "Conv", "ConvTranspose", "DeformConv", "Einsum"))
-"""Contractions that take operands of any size; the attention operators normalise what they contract."""
 
 
 def rule_of(op_type: str, reduction: str = "none") -> Rule:

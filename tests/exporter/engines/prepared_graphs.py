@@ -68,7 +68,7 @@ NAMES = (*_CONFIGS, *_FACTORIES)
 @functools.cache
 def graph_of(name: str) -> ir.Model:
     """The graph of one of `NAMES`, with function bodies; nobody may change it."""
-    source = _source(name)
+    source = source_of(name)
     family = find_family(source.model, UNCHANGED)  # type: ignore[arg-type]
     graph = trace(source, family, UNCHANGED)
     name_dimensions(graph)
@@ -76,7 +76,9 @@ def graph_of(name: str) -> ir.Model:
     return graph
 
 
-def _source(name: str) -> Source:
+@functools.cache
+def source_of(name: str) -> Source:
+    """The model that the graph of one of `NAMES` is made of; nobody may change it."""
     if name in _CONFIGS:
         config, queries = _CONFIGS[name]
         with tempfile.TemporaryDirectory() as folder:
