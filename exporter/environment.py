@@ -134,6 +134,7 @@ def examine() -> tuple[Finding, ...]:
         *_runtime(runtime),
         _gpu(),
         *(finding for finding in packages if finding.group in ("GPU", "TensorRT")),
+        *_plugin_libraries(),
         _tool("C++ compiler", ("c++", "g++", "clang++"), "apt-get install g++"),
         _tool("CMake", ("cmake",), "pip install cmake"),
         _tool("Ninja", ("ninja",), "pip install ninja"),
@@ -243,6 +244,30 @@ def _gpu() -> Finding:
     query = [tool, "--query-gpu=name,memory.total,compute_cap,driver_version", "--format=csv,noheader"]
     output, problem = _output_of(query)
     return Finding("GPU", "NVIDIA GPU", output or tool, problem, cost, "install the driver of this GPU")
+
+
+def _plugin_libraries() -> list[Finding]:
+    """The operators as TensorRT plugins, a library for each major version; read, not loaded."""
+    from ..plugins.errors import PluginError
+    from ..plugins.library import (
+        TENSORRT_MAJOR_VERSIONS,
+        plugin_library_major,
+        tensorrt_library_path,
+        tensorrt_library_remedy,
+    )
+
+    findings = []
+    for major in TENSORRT_MAJOR_VERSIONS:
+        path = problem = ""
+        try:
+            path = tensorrt_library_path(major)
+            built_for = plugin_library_major(path)
+            problem = "" if built_for == major else f"it is for TensorRT {built_for}"
+        except PluginError as error:
+            problem = str(error) if path else ""
+        cost = f"no engines with longspan's kernels for TensorRT {major}; function bodies work without (--no-plugin)"
+        findings.append(Finding("TensorRT", f"plugin for {major}", path, problem, cost, tensorrt_library_remedy()))
+    return findings
 
 
 def _tool(name: str, programs: Sequence[str], remedy: str) -> Finding:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from longspan.cli.main import run
 from longspan.exporter import environment, probe
+from longspan.plugins import library
 from longspan.plugins.registry import operators
 
 Doctor = Callable[..., dict[str, dict[str, object]]]
@@ -100,6 +101,33 @@ def test_without_anything_optional_the_machine_is_ready(
     found = doctor("--strict")
     for name in ("matplotlib", "C++ compiler", "NVIDIA GPU", "ONNX Runtime headers"):
         assert found[name]["status"] == "missing"
+
+
+def test_plugin_libraries_are_found_by_their_files(
+    monkeypatch: pytest.MonkeyPatch, few_packages: None, doctor: Doctor, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(library, "_candidates", lambda name: iter((tmp_path / name,)))
+    found = doctor()
+    assert [found[f"plugin for {major}"]["status"] for major in (10, 11)] == ["missing", "missing"]
+    assert "TENSORRT_INCLUDE_DIR=" in str(found["plugin for 11"]["remedy"])
+    assert "--no-plugin" in str(found["plugin for 11"]["cost"])
+    monkeypatch.setattr(library, "plugin_library_major", lambda path: 10)
+    for major in (10, 11):
+        (tmp_path / f"liblongspan_trt{major}.so").touch()
+    found = doctor()
+    assert found["plugin for 10"]["status"] == "present"
+    assert found["plugin for 10"]["found"] == str(tmp_path / "liblongspan_trt10.so")
+    assert (found["plugin for 11"]["status"], found["plugin for 11"]["problem"]) == ("broken", "it is for TensorRT 10")
+
+
+def test_a_plugin_library_that_is_none_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch, few_packages: None, doctor: Doctor, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(library, "_candidates", lambda name: iter((tmp_path / name,)))
+    (tmp_path / "liblongspan_trt10.so").write_bytes(b"text")
+    found = doctor()
+    assert found["plugin for 10"]["status"] == "broken"
+    assert "is not a 64-bit ELF library" in str(found["plugin for 10"]["problem"])
 
 
 def test_a_package_that_does_not_import_is_a_finding(
