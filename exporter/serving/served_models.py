@@ -144,6 +144,8 @@ def _not_servable(engine: Engine) -> str:
             "the server has no backend for TensorRT-RTX, and its TensorRT backend does not read such engines; next "
             "step: longspan build --target tensorrt on the GPU that serves, or --target ort"
         )
+    if engine.manifest.options.get("graph_only"):
+        return "is a graph, of which TensorRT has made no engine; next step: longspan build without --graph-only"
     if engine.manifest.options.get("strip"):
         return "its weights were left out, and the server refits none; next step: longspan build again without --strip"
     return ""

@@ -41,7 +41,5 @@ def test_a_site_of_which_nothing_ran_is_found_although_others_of_its_operator_ra
         what_ran([*map(event, FIRST)], sites(WINDOW, WINDOW))
     with pytest.raises(ExportFailed, match=r"node_1: .*longspan::BlockSparseAttention at 1 of these sites"):
         what_ran([*map(event, FIRST + SECOND)], sites(WINDOW, BLOCKS, WINDOW))
-    ran, _ = what_ran(
-        [*map(event, FIRST + SECOND), event("node_1_kernel_time", BLOCKS)], sites(WINDOW, BLOCKS, WINDOW)
-    )
+    ran, _ = what_ran([*map(event, FIRST + SECOND), event("node_1_kernel_time", BLOCKS)], sites(WINDOW, BLOCKS, WINDOW))
     assert list(ran.values()) == [FUNCTION_BODY, KERNEL, FUNCTION_BODY]

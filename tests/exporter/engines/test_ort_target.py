@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from longspan.exporter.engines.ort_session import (
 from longspan.exporter.engines.profiles import profiles_of
 from longspan.exporter.engines.request import BuildRequest
 from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, ExportFailed, InvalidRequest
+from longspan.exporter.graph_io import save_model
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.parity.inputs import Feed, draw_inputs
 from longspan.exporter.parity.runners import FUNCTION_BODY, KERNEL, open_session, what_ran
@@ -221,6 +223,23 @@ def test_without_the_library_nothing_is_expanded_for_good(
     assert "not installed" in result.session["why"]["operator_library"]
     nodes = [node.name for node in longspan_nodes(ir.load(folder / result.file))]
     assert nodes == [site.node for site in bundle.manifest.sites]
+
+
+def test_weights_that_lie_beside_the_model(
+    longformer_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longspan.exporter.engines.ort_optimization.EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(
+        "longspan.exporter.engines.onnxruntime_target.save_model",
+        lambda model, path: save_model(model, path, external_data_bytes=1000),
+    )
+    built = build(longformer_bundle, tmp_path / "built")
+    assert sorted(file.name for file in built[1].iterdir()) == ["model.onnx", "model.onnx.data", SESSION_FILE]
+    moved = Path(shutil.move(as_engine(built), tmp_path / "moved"))
+    assert open_ort_session(moved).run(None, feeds(built[0])[0])
+    (moved / "model.onnx.data").open("ab").write(b"\0")
+    with pytest.raises(BundleCorrupted, match=r"model\.onnx\.data: differs"):
+        open_ort_session(moved)
 
 
 def test_a_changed_site_is_refused(longformer_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,6 +289,8 @@ def test_what_cannot_be_served(served: Path, plugin_library: Path, tmp_path: Pat
     refused("--engine rtx: the server has no backend", engines=("rtx",))
     tensorrt_engine(served, "stripped", options={"strip": True})
     refused("--engine stripped: its weights were left out", engines=("stripped",))
+    tensorrt_engine(served, "graph", options={"graph_only": True})
+    refused("--engine graph: is a graph", engines=("graph",))
     tensorrt_engine(served, "a", "sm80", plugin=plugin_library)
     tensorrt_engine(served, "b", "sm89", dtype="fp32", plugin=plugin_library)
     refused("cannot be versions of one model", engines=("a", "b"))
