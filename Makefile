@@ -12,7 +12,7 @@ SANITIZED := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types sanitize bench gpu gpu-sanitize compute-sanitizer clean
+.PHONY: help setup demo test lint types sanitize bench gpu gpu-sanitize compute-sanitizer trt clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,6 +70,9 @@ compute-sanitizer:
 gpu-sanitize: compute-sanitizer setup ## Where there is a GPU: run its tests under compute-sanitizer
 	$(SANITIZED) --tool memcheck $(PYTHON) -m pytest tests/gpu/test_kernels.py --require-gpu -x -k 'reference and float32'
 	$(SANITIZED) --tool racecheck $(PYTHON) -m pytest tests/gpu/test_kernels.py --require-gpu -x -k 'same_bits'
+
+trt: setup ## Where there are TensorRT and a GPU: build, run and compare engines
+	$(PYTHON) -m pytest tests/trt --require-trt
 
 clean: ## Remove builds and caches, keep .venv
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

@@ -8,7 +8,7 @@ stdin is closed; arrays lie in files, see `exchange`. What libraries print goes 
 ``do`` request                                                        answer
 ====== ============================================================== ================================================
 hello  ``module``: ``tensorrt`` or ``tensorrt_rtx``                   ``version`` of it
-open   ``engine``: file; ``library``: plugin library or None          ``layers``: name and type of each; ``provider``
+open   ``engine``: file; ``library``: plugin library or None          ``layers``, see `layers_of`; ``provider``
 infer  ``profile``: its index; ``file``, ``inputs``: see `exchange`;  ``outputs``, ``seconds``
        ``out``: file for the outputs
 ====== ============================================================== ================================================
@@ -22,9 +22,10 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -34,6 +35,9 @@ ENVIRONMENT, CORRUPTED, FAILED = "environment", "corrupted", "failed"
 """Kinds of errors: something is missing here; the engine's file is damaged; anything else."""
 
 _LOGGED_ERRORS = 20
+
+# How an inspector calls layers of plugins of any version, in lower case.
+_PLUGIN_LAYER = "plugin"
 
 # How TensorRT says that bytes are no engine, or not a whole one.
 _NO_ENGINE = ("serialization", "magictag", "readheader", "empty memory buffer", "stream.read")
@@ -194,12 +198,38 @@ class TensorRT:
 
 
 def layers_of(trt: Any, engine: Any) -> list[list[str]]:
-    """Name and type of every layer, as the engine's own inspector tells; the type is empty where it does not."""
+    """Name, type, and names of the ONNX nodes of every layer, as the engine's own inspector tells.
+
+    The type is empty, and nodes are not named, where the engine was built to tell no more than names.
+    """
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return [
-        [layer, ""] if isinstance(layer, str) else [str(layer.get("Name", "")), str(layer.get("LayerType", ""))]
+        [layer, ""]
+        if isinstance(layer, str)
+        else [
+            str(layer.get("Name", "")),
+            str(layer.get("LayerType", "")),
+            *re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))),
+        ]
         for layer in json.loads(text).get("Layers", [])
     ]
+
+
+def plugin_names(layers: Iterable[Sequence[str]]) -> set[str]:
+    """Names of plugin layers, and of the ONNX nodes that they were made of.
+
+    A plugin layer is never fused with others, so that a layer without a type that bears a node's name alone is taken
+    for one: layers of several nodes have names that list them all.
+
+    Args:
+        layers: What `layers_of` returns.
+    """
+    return {
+        name
+        for layer, kind, *nodes in layers
+        if not kind or kind.lower().startswith(_PLUGIN_LAYER)
+        for name in (layer, *nodes)
+    }
 
 
 def numpy_type(trt: Any, dtype: Any) -> Any:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..parity.report import ENGINE
+from .inference import plugin_names
 from .manifest import Engine, EngineManifest
 
 KERNEL, FUNCTION_BODY = "kernel", "function body"
-
-PLUGIN_LAYER = "plugin"
-"""What the types of plugin layers begin with in the words of an engine inspector, in lower case."""
 
 _BUILT = {"plugin": KERNEL}
 """What reports call a lowering of `BuiltSite`; the others keep their name."""
@@ -34,10 +32,9 @@ def sites_seen(manifest: EngineManifest, layers: Iterable[Sequence[str]]) -> dic
 
     Args:
         manifest: The engine's.
-        layers: Name and type of each layer; the type is empty where the inspector does not tell it. A plugin layer is
-            never fused with others, so that a layer bears a site's name alone only where it is the site.
+        layers: See `inference.layers_of`.
     """
-    plugins = {name for name, kind in layers if not kind or kind.lower().startswith(PLUGIN_LAYER)}
+    plugins = plugin_names(layers)
     return {
         node: FUNCTION_BODY if lowering == KERNEL and node not in plugins else lowering
         for node, lowering in built_as(manifest).items()

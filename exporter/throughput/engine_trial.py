@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.exchange import Array
-from ..engines.inference import TensorRT
+from ..engines.inference import TensorRT, plugin_names
 from ..engines.manifest import EngineManifest
 from ..engines.reach import profile_for
 from ..whole_folders import MANIFEST_FILE
 from .trial import FEWEST_SAMPLES, START, main, peak_rss_bytes, timed
-
-PLUGIN_LAYER = "plugin"
 
 
 class Device:
@@ -108,9 +106,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 def executed(module: str, layers: list[list[str]], sites: set[str]) -> dict[str, Any]:
     """What `trial` reads from a profile, from an engine's layers: plugin layers of the sites, and layers by type."""
-    plugins = sum(1 for name, kind in layers if name in sites and (not kind or kind.lower().startswith(PLUGIN_LAYER)))
-    counts = collections.Counter(kind or "layer" for _, kind in layers)
-    return {"kernel_nodes": plugins, "nodes": {module: dict(counts)}, "time_us": {}}
+    counts = collections.Counter(kind or "layer" for _, kind, *_ in layers)
+    return {"kernel_nodes": len(sites & plugin_names(layers)), "nodes": {module: dict(counts)}, "time_us": {}}
 
 
 def _finite(np: Any, value: Array) -> bool:
