@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..manifest import Manifest
-from ..parity.inputs import draw_inputs
+from ..parity.inputs import Array, draw_inputs
 from ..sources.base import BATCH, SEQUENCE
 from .served_models import TENSORRT_PLATFORM, ServedModel, ServedVersion
 from .triton_config import TYPES
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .triton_repository import PackageRequest
 
 _EXAMPLE_TOKENS = 8
+_SMALL = 64
 
 
 def readme(
@@ -91,7 +92,7 @@ def _call(model: ServedModel, manifest: Manifest) -> list[str]:
         global_tokens="first",
         sizes=dict.fromkeys(symbols - {BATCH, SEQUENCE}, 1),
     )
-    small = all(value.size <= 64 for value in feed.values())
+    small = all(value.size <= _SMALL for value in feed.values())
     parts = ["## Call"]
     if small:
         body = {
@@ -113,10 +114,7 @@ def _call(model: ServedModel, manifest: Manifest) -> list[str]:
         'client = triton.InferenceServerClient("localhost:8001")',
         "inputs = []",
         "for name, kind, value in (",
-        *(
-            f'    ("{name}", "{_wire(str(value.dtype))}", np.ones({tuple(value.shape)}, np.{value.dtype})),'
-            for name, value in feed.items()
-        ),
+        *(f'    ("{name}", "{_wire(str(value.dtype))}", {_literal(value)}),' for name, value in feed.items()),
         "):",
         "    tensor = triton.InferInput(name, value.shape, kind)",
         "    tensor.set_data_from_numpy(value)",
@@ -127,6 +125,15 @@ def _call(model: ServedModel, manifest: Manifest) -> list[str]:
     parts.append(_code(lines, "python"))
     parts.append('A request for one version names it: `…/versions/1/infer`, or `infer(…, model_version="1")`.')
     return parts
+
+
+def _literal(value: Array) -> str:
+    """Python for an example's value: written out where it is small, else zeros."""
+    # Clients send bfloat16 as float32.
+    dtype = "float32" if str(value.dtype) == "bfloat16" else str(value.dtype)
+    if value.size > _SMALL:
+        return f"np.zeros({value.shape}, np.{dtype})"
+    return f"np.array({value.tolist()}, np.{dtype})"
 
 
 def _wire(dtype: str) -> str:

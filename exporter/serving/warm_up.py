@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..engines.profiles import Profile, profiles_of
+from ..errors import InvalidRequest
 from ..manifest import Manifest
 from ..parity.inputs import Array, draw_inputs
 from ..sources.base import BATCH, SEQUENCE
@@ -48,7 +49,7 @@ def samples_of(model: ServedModel, manifest: Manifest) -> tuple[Sample, ...]:
         manifest: Of the bundle.
     """
     own = next((engine.manifest.profiles for engine in model.engines if engine.manifest.profiles), ())
-    profiles: Sequence[Profile] = own or profiles_of(manifest)
+    profiles: Sequence[Profile] = own or _usual(manifest)
     samples: list[Sample] = []
     for number, profile in enumerate(profiles):
         suffix = f"_{number}" if len(profiles) > 1 else ""
@@ -57,6 +58,14 @@ def samples_of(model: ServedModel, manifest: Manifest) -> tuple[Sample, ...]:
             if sample is not None and all((sample.batch, sample.length) != (s.batch, s.length) for s in samples):
                 samples.append(sample)
     return tuple(samples)
+
+
+def _usual(manifest: Manifest) -> tuple[Profile, ...]:
+    """The default profile; none where nothing says how large a dimension is."""
+    try:
+        return profiles_of(manifest)
+    except InvalidRequest:
+        return ()
 
 
 def _sample(name: str, profile: Profile, bound: int, model: ServedModel, manifest: Manifest) -> Sample | None:

@@ -129,6 +129,33 @@ def test_everything_is_hashed_and_described(ort_bundle: Path, tmp_path: Path) ->
     assert all(len(value["data"]) == np.prod(value["shape"]) for value in body["inputs"])
 
 
+def test_the_clients_program_in_the_readme_sends_what_the_model_takes(
+    ort_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tritonclient.grpc as triton
+
+    sent: dict[str, Any] = {}
+    manifest = Bundle.open(ort_bundle).manifest
+
+    class Client:
+        def __init__(self, url: str) -> None:
+            sent["url"] = url
+
+        def infer(self, name: str, inputs: list[Any]) -> Client:
+            sent.update(name=name, inputs={value.name(): (value.datatype(), value.shape()) for value in inputs})
+            return self
+
+        def as_numpy(self, name: str) -> Any:
+            assert name == manifest.outputs[0].name
+            return np.zeros(())
+
+    readme = (package(ort_bundle, tmp_path / "repo").path / "README.md").read_text()
+    monkeypatch.setattr(triton, "InferenceServerClient", Client)
+    exec(readme.split("```python\n")[1].split("```")[0], {})
+    assert (sent["name"], sent["url"]) == ("encoder", "localhost:8001")
+    assert sent["inputs"] == {record.name: ("INT64", [1, 8]) for record in manifest.inputs}
+
+
 def test_versions_follow_the_order_that_is_asked_for(ort_bundle: Path, tmp_path: Path) -> None:
     repository = package(ort_bundle, tmp_path / "repo", PackageRequest(engines=("single", "half"), name="other.name"))
     (model,) = repository.manifest.models
