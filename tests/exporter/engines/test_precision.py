@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -613,3 +615,13 @@ def test_scatter_that_adds_is_a_sum_and_one_that_replaces_is_a_copy() -> None:
 
 def test_ml_dtypes_agrees_with_the_table_of_epsilons() -> None:
     assert {"fp16": float(np.finfo(np.float16).eps), "bf16": float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)} == EPS
+
+
+def test_the_documentation_names_every_operator_that_stays_float32_with_its_reason() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "precision.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE))
+    for name, rule in rules.RULES.items():
+        if rule.group is rules.Group.WIDE:
+            assert re.search(rf"\b{name}\b", rows[rule.reason]), name
+    words = [getattr(rules, name) for name in dir(rules) if name.isupper() and isinstance(getattr(rules, name), str)]
+    assert len(words) > 10 and set(words) <= set(rows)
