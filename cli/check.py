@@ -95,6 +95,8 @@ def command(
     for option, file in (("--json", json_file), ("--junit", junit_file), ("--html", html_file)):
         if file not in (None, "-") and not Path(str(file)).absolute().parent.is_dir():
             raise InvalidRequest(f"{option} {file}: its folder does not exist")
+    if options["engine"] and ctx.get_parameter_source("device") is not click.core.ParameterSource.DEFAULT:
+        raise InvalidRequest("--engine: an engine computes where it was built for; leave out --device")
     report, origin = _judged(ctx, bundle, options) if judge_only else _checked(bundle, options)
     _copies(report, json_file, junit_file, html_file)
     if json_file == "-":
