@@ -18,6 +18,7 @@ from ..gpu.variants import (
     KernelSite,
     KernelVariant,
     NoKernel,
+    Parameter,
     Path,
     Recipe,
 )
@@ -30,6 +31,7 @@ LAYOUTS = ("bhsd", "bsd")
 """Q, K, V and Y with 4 axes, and with 3."""
 
 _ENTRIES = {"SlidingWindowAttention": "window_entry", "BlockSparseAttention": "block_sparse_entry"}
+_TILES = {"Q", "K", "V", "Y"}
 _NEEDLESS = {"row_order", "status"}
 """Buffers whose kernel does without: the order of rows is speed, the status is what no launcher here would read."""
 
@@ -140,18 +142,20 @@ def _recipe(site: KernelSite, layout: str, architecture: int, tile: Tile) -> Rec
 def _entry(site: KernelSite, layout: str, kernel: KernelVariant) -> KernelVariant:
     """The entry of the operator in ``triton_kernel.py`` that calls the kernel of a path without splits."""
     fixed = {"heads", "splits", "left", "right", "bias_left", "scale", "softcap", "span_ramp"}
-    inputs, numbers, outputs = [], [], []
+    inputs: list[Parameter] = []
+    numbers: list[Parameter] = []
+    outputs: list[Parameter] = []
     for parameter in kernel.parameters:
         kind, _, what = parameter.meaning.partition(":")
-        if kind == "input":
-            inputs.append(parameter)
-        elif kind == "output":
-            outputs.append(parameter)
+        if kind in ("input", "output"):
+            # Vector loads and stores pay for tiles alone; of the others nothing is assumed.
+            pointer = parameter if what in _TILES else replace(parameter, divisor=1)
+            (inputs if kind == "input" else outputs).append(pointer)
         elif kind == "buffer" and what not in _NEEDLESS:
             raise NoKernel(f"it needs the buffer {what}, and ahead-of-time plugins have no scratch memory")
         elif kind == "size" and parameter.name not in (*fixed, "order_batch", "order_head"):
             numbers.append(parameter)
-        elif kind == "stride" and what.partition(".")[0] not in "QKVY":
+        elif kind == "stride" and what.partition(".")[0] not in _TILES:
             numbers.append(replace(parameter, type="i32"))
     given = {parameter.name for parameter in (*inputs, *numbers, *outputs)}
     constants = [c for c in kernel.constants if c.name != "SPLIT" and c.name not in _GONE[site.operator] | given]

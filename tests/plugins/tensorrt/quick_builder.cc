@@ -303,6 +303,8 @@ char const* quick_build(char const* name, char const* space, int32_t count, int3
   nv::PluginFieldCollection const none{0, nullptr};
   auto* plugin = creator->createPlugin(name, space, &none, nv::TensorRTPhase::kBUILD, Request::kStrictAot);
   if (plugin == nullptr) return done("createPlugin");
+  plugin = plugin->clone();  // what a network holds
+  if (plugin == nullptr) return done("clone");
   auto* capability = plugin->getCapabilityInterface(nv::PluginCapabilityType::kBUILD);
   if (capability == nullptr) return done("getCapabilityInterface");
   out << "interface\t" << capability->getInterfaceInfo().kind << "\n";
