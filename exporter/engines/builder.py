@@ -63,7 +63,7 @@ def build(
         request: What to build.
         force: Replace an engine of the same name.
         progress: Told each stage, and how far the builder is.
-        warn: Told what TensorRT warns of, once each.
+        warn: Told what TensorRT warns of, once each, and which numbers a narrower type could not hold.
 
     Raises:
         InvalidRequest: an argument is wrong; nothing was done.
@@ -114,7 +114,7 @@ class _Job:
     def _onnxruntime(self, folder: Path) -> EngineManifest:
         from .onnxruntime_target import build_ort
 
-        built = build_ort(self.bundle, self.request, self.model, folder, self.profiles, self.progress)
+        built = build_ort(self.bundle, self.request, self.model, folder, self.profiles, self.progress, self.warn)
         return self._manifest(
             built.versions,
             file=built.file,
@@ -132,7 +132,7 @@ class _Job:
         request = self.request
         plugin = (request.plugin_api or PLUGIN_V3) if request.target == TENSORRT else NO_PLUGIN
         kernels = self._kernels(plugin)
-        prepared = prepare(self.model, request, kernels, self.progress)
+        prepared = prepare(self.model, request, kernels, self.progress, self.warn)
         common: dict[str, Any] = {
             "dtype": prepared.dtype,
             "kept_in_fp32": prepared.kept_in_fp32,

@@ -82,6 +82,7 @@ def build_ort(
     folder: Path,
     profiles: Sequence[Profile] = (),
     progress: Callable[[str], None] = lambda stage: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> OrtBuild:
     """Write the model of an ``ort`` build and `SESSION_FILE` into a folder, and compare it with the bundle.
 
@@ -92,6 +93,7 @@ def build_ort(
         folder: An existing folder.
         profiles: The shapes that the TensorRT provider is to build for; without meaning for other providers.
         progress: Told each stage.
+        warn: Told which numbers the type that was asked for could not hold.
 
     Raises:
         InvalidRequest: the provider has no kernels for the type.
@@ -105,7 +107,7 @@ def build_ort(
         raise InvalidRequest(
             "--dtype bf16: ONNX Runtime's CPU provider has no kernels for it; allowed with --provider cpu: fp32, fp16"
         )
-    typed = in_type(model, request.dtype, progress)
+    typed = in_type(model, request.dtype, progress, warn)
     source = typed.model
     converted = None if source is model else _NUMPY_NAMES[dtype]
     level, reason = offline_level(source, request)

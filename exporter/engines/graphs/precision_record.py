@@ -39,6 +39,13 @@ class Clamped:
     lowest: float | None
     bound: float
 
+    @property
+    def in_words(self) -> str:
+        """One line for a user."""
+        if self.lowest is not None:
+            return f"{self.value!r} holds {self.lowest:.4g}; it becomes {-self.bound:.5g}"
+        return f"{self.value!r} is clamped to ±{self.bound:.5g}: a mask beyond that went into it"
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -63,6 +70,17 @@ class Precision:
     casts: int
     clamped: tuple[Clamped, ...]
     vanished: Mapping[str, int]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever asked for the type should know of it, a line each: numbers that it does not hold."""
+        lines = [clamped.in_words for clamped in self.clamped]
+        lines += [
+            f"{self.dtype}: {count:,} of the numbers in {name!r} become zero" for name, count in self.vanished.items()
+        ]
+        if self.double:
+            lines.append(f"nodes that stay in float64: {len(self.double)}, the first is {self.double[0]!r}")
+        return tuple(lines)
 
     @property
     def kept_in_fp32(self) -> dict[str, int]:

@@ -58,13 +58,19 @@ class TypedGraph:
     kept_in_fp32: dict[str, int]
 
 
-def in_type(model: ir.Model, dtype: str | None, progress: Progress = lambda stage: None) -> TypedGraph:
+def in_type(
+    model: ir.Model,
+    dtype: str | None,
+    progress: Progress = lambda stage: None,
+    warn: Progress = lambda text: None,
+) -> TypedGraph:
     """Convert a graph where it computes in another type than is asked for.
 
     Args:
         model: A bundle's graph; it is not changed.
         dtype: One of `request.DTYPES`; None for what the model computes in.
         progress: Told when there is something to convert.
+        warn: Told which numbers the type could not hold.
 
     Raises:
         ExportFailed: the graph cannot be converted.
@@ -77,11 +83,17 @@ def in_type(model: ir.Model, dtype: str | None, progress: Progress = lambda stag
 
     progress(f"convert to {dtype}")
     converted = convert_precision(model, dtype)
+    for note in converted.notes:
+        warn(note)
     return TypedGraph(converted.model, dtype, converted.kept_in_fp32)
 
 
 def prepare(
-    model: ir.Model, request: BuildRequest, kernels: Sequence[Target], progress: Progress = lambda stage: None
+    model: ir.Model,
+    request: BuildRequest,
+    kernels: Sequence[Target],
+    progress: Progress = lambda stage: None,
+    warn: Progress = lambda text: None,
 ) -> PreparedGraph:
     """Rewrite a bundle's graph for TensorRT or TensorRT-RTX.
 
@@ -90,6 +102,7 @@ def prepare(
         request: What is built.
         kernels: Architectures that the plugin's kernels are for; empty for no plugin.
         progress: Told each stage.
+        warn: Told which numbers the type that was asked for could not hold.
 
     Raises:
         ExportFailed: a node cannot be built, or no kernel serves any site; the text names it.
@@ -100,9 +113,9 @@ def prepare(
         progress("inline the function bodies")
         sites = tuple(_body_site(node.name or "", request) for node in longspan_nodes(model))
         # First, so that the products inside the bodies are computed in that type as well.
-        typed = in_type(body_graph(model), request.dtype or dtype_of(model), progress)
+        typed = in_type(body_graph(model), request.dtype or dtype_of(model), progress, warn)
         return PreparedGraph(typed.model, typed.dtype, typed.kept_in_fp32, sites)
-    typed = in_type(model, request.dtype, progress)
+    typed = in_type(model, request.dtype, progress, warn)
     from .plugin_graph import plugin_graph
 
     progress("write the plugins")

@@ -326,6 +326,7 @@ def test_a_masked_value_that_must_be_narrow_is_clamped_and_infinity_stays_infini
     result = converted(model, "fp16", convert_io=True)
     [clamped] = result.clamped
     assert (clamped.value, clamped.lowest, clamped.bound) == ("y_float", None, 65504.0)
+    assert result.notes == ("'y_float' is clamped to ±65504: a mask beyond that went into it",)
     row = np.arange(8) % 4
     feed = {"x": np.ones((1, 8), np.float16), "low": (row == 1)[None], "infinite": (row == 2)[None]}
     got = run_rounded(result.model, feed)["y"][0]
@@ -370,6 +371,7 @@ def test_numbers_too_small_for_float16_are_counted_and_an_epsilon_stays_one() ->
     )
     result = converted(model, "fp16")
     assert dict(result.vanished) == {"w": 3}
+    assert result.notes == ("fp16: 3 of the numbers in 'w' become zero",)
     assert reasons(result) == {"": rules.CONSTANT}
     assert not converted(model, "bf16").vanished
 
@@ -388,6 +390,7 @@ def test_integers_and_float64_are_left_alone() -> None:
     types = {value.name: value.dtype for node in result.model.graph for value in node.outputs}
     assert types["p"] == ir.DataType.INT64 and types["e"] == ir.DataType.DOUBLE
     assert not result.kept and result.double == ("Mul",)
+    assert result.notes == ("nodes that stay in float64: 1, the first is 'Mul'",)
 
 
 def test_nothing_depends_on_the_precision_that_a_graph_comes_in() -> None:
@@ -579,6 +582,7 @@ def test_a_forbidden_distance_of_a_site_is_clamped_and_reported() -> None:
     result = converted(attention("", inputs, bias=bias), "fp16")
     [clamped] = result.clamped
     assert clamped.value == "bias" and clamped.lowest == np.float32(-1e38)
+    assert result.notes == ("'bias' holds -1e+38; it becomes -65504",)
     [value] = [v for v in result.model.graph.initializers.values() if v.name == "bias"]
     assert value.const_value is not None and value.const_value.numpy()[0, 0, 0, :3].tolist() == [-65504, -np.inf, 0]
     bias[..., 2] = 1e6
