@@ -19,6 +19,7 @@ from ..bundle import MODEL_FILE, Bundle
 from ..devices import CUDA, cuda_devices
 from ..errors import EnvironmentLacks, ExportFailed, InvalidRequest
 from ..graph_io import save_model
+from ..manifest import KernelsRecord
 from ..sites.record import Rung, longspan_nodes
 from ..versions import installed_versions
 from .graphs.prepare import dtype_of, in_type
@@ -97,7 +98,7 @@ def build_ort(
 
     Raises:
         InvalidRequest: the provider has no kernels for the type.
-        EnvironmentLacks: ONNX Runtime is not installed.
+        EnvironmentLacks: ONNX Runtime is not installed, or the compiler that GPU kernels of another type need.
         ExportFailed: the model cannot be optimised or run, or what was built differs from the bundle.
     """
     started = time.perf_counter()
@@ -110,8 +111,11 @@ def build_ort(
     typed = in_type(model, request.dtype, progress, warn)
     source = typed.model
     converted = None if source is model else _NUMPY_NAMES[dtype]
+    gpu = bundle.manifest.gpu
+    if request.provider == CUDA and gpu is not None and converted is not None:
+        gpu = _kernels_of_type(source, gpu, progress)
     level, reason = offline_level(source, request)
-    library, refused = _library(bundle, request, level, reason)
+    library, refused = _library(request, gpu, level, reason)
     plan = _plan(bundle, request, profiles, level, reason, library, refused)
     with tempfile.TemporaryDirectory() as temporary:
         if request.provider == "tensorrt":
@@ -155,8 +159,29 @@ def _require_onnxruntime() -> str:
     return str(onnxruntime.__version__)
 
 
-def _library(bundle: Bundle, request: BuildRequest, level: str, reason: str) -> tuple[str | None, str]:
-    """Name of the operator library that the session registers, or None and why it does not."""
+def _kernels_of_type(model: ir.Model, exported: KernelsRecord, progress: Callable[[str], None]) -> KernelsRecord:
+    """Put GPU kernels of a converted graph's type into it, for what the bundle has them for.
+
+    Raises:
+        EnvironmentLacks: the compiler is missing.
+        InvalidRequest: no site has a kernel.
+        ExportFailed: a kernel does not compile.
+    """
+    from ..kernel_packs import add_kernels, targets_of
+
+    architectures = [target for target in exported.targets if target != "ptx"]
+    return add_kernels(model, targets_of(",".join(architectures), "ptx" in exported.targets), progress)
+
+
+def _library(request: BuildRequest, gpu: KernelsRecord | None, level: str, reason: str) -> tuple[str | None, str]:
+    """Name of the operator library that the session registers, or None and why it does not.
+
+    Args:
+        request: What is asked for.
+        gpu: The GPU kernels in the graph.
+        level: How far the graph is optimised before it is written.
+        reason: Why no farther.
+    """
     if request.provider == "tensorrt":
         return None, (
             "a kernel of the CUDA provider at each site would cut the network into an engine before and one after it; "
@@ -164,17 +189,11 @@ def _library(bundle: Bundle, request: BuildRequest, level: str, reason: str) -> 
         )
     if request.provider == CUDA:
         # What LONGSPAN_KERNEL_PATH names here says nothing about the machine that opens the session.
-        gpu = bundle.manifest.gpu
         if gpu is None:
             return None, "the bundle has no GPU kernels; next step: export it with --gpu-arch"
         if gpu.refused:
             refused = "; ".join(f"{node}: {why}" for node, why in gpu.refused.items())
             return None, f"the bundle has no GPU kernels for every site ({refused})"
-        if request.dtype is not None:
-            return (
-                None,
-                f"the bundle's GPU kernels are for the type it was exported in, not for --dtype {request.dtype}",
-            )
     elif level == "disabled":
         return None, reason
     return ORT_LIBRARY_NAME, ""

@@ -36,6 +36,8 @@ from longspan.exporter.parity.inputs import Feed, draw_inputs
 from longspan.exporter.parity.runners import FUNCTION_BODY, KERNEL, open_session, what_ran
 from longspan.exporter.sites.record import longspan_nodes
 from longspan.plugins import LibraryMissing, ort_library_path
+from longspan.plugins.gpu.pack import Pack
+from longspan.plugins.gpu.pack_build import Target
 
 pytestmark = pytest.mark.usefixtures("kernel_library")
 
@@ -176,6 +178,20 @@ def test_cuda_without_a_gpu_is_built_and_not_run(gpu_bundle: Path, tmp_path: Pat
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(EnvironmentLacks, match="CUDAExecutionProvider"):
             open_ort_session(as_engine((bundle, folder, result)))
+
+
+def test_a_converted_graph_gets_kernels_of_its_type(gpu_bundle: Path, tmp_path: Path) -> None:
+    _, folder, result = build(gpu_bundle, tmp_path, "cuda", dtype="fp16")
+    assert (result.dtype, result.session["operator_library"]) == ("fp16", "liblongspan_ort.so")
+    # A session on the CPU would have put casts around every node.
+    assert result.session["offline_level"] == "disabled"
+    nodes = list(longspan_nodes(ir.load(folder / result.file)))
+    (carrier,) = [node for node in nodes if "kernel_pack" in node.attributes]
+    pack = Pack.from_bytes(carrier.attributes["kernel_pack"].as_tensor().tobytes())
+    assert {recipe.dtype for recipe in pack.recipes} == {"float16"}
+    assert {str(Target(*target)) for target in pack.architectures} == {"sm_80", "ptx"}
+    assert len({node.attributes["kernel_pack_id"].as_string() for node in nodes}) == 1
+    assert {site.lowering for site in result.sites} == {"kernel"}
 
 
 def test_cuda_without_kernels_runs_the_bodies_and_says_why(longformer_bundle: Path, tmp_path: Path) -> None:
