@@ -77,7 +77,8 @@ def _version(folder: Path) -> int | None:
     """Major version of the headers in a folder; None where there are none that are whole."""
     if not (folder / HEADER).is_file() or not (folder / VERSION_HEADER).is_file():
         return None
-    numbers = dict(re.findall(r"#define\s+(\w+)\s+(\w+)", (folder / VERSION_HEADER).read_text(errors="replace")))
+    text = (folder / VERSION_HEADER).read_text(errors="replace")
+    numbers: dict[str, str] = dict(re.findall(r"#define\s+(\w+)\s+(\w+)", text))
     value = numbers.get("NV_TENSORRT_MAJOR", "")
     value = numbers.get(value, value)  # newer headers name the number first
     return int(value) if value.isdecimal() else None
