@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ....plugins.definition import DOMAIN
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def body_graph(model: ir.Model) -> ir.Model:
+def body_graph(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
     """Inline every function, those of attention sites in the form that TensorRT builds.
 
     Args:
         model: A bundle's graph; it is not changed, and shares its weights with the result.
+        keep: Sites that are left as they are, with their functions, for `native.write_native`.
 
     Returns:
         A graph of standard operators without functions, whose nodes and values all have names of their own.
@@ -31,8 +32,9 @@ def body_graph(model: ir.Model) -> ir.Model:
     prepared = model.clone()
     inline_other_functions(prepared)
     for node in [node for node in prepared.graph.all_nodes() if node.domain == DOMAIN]:
-        inline_site(prepared, node)
-    finish(prepared)
+        if node.name not in keep:
+            inline_site(prepared, node)
+    finish(prepared, (*STANDARD, DOMAIN) if keep else STANDARD)
     return prepared
 
 

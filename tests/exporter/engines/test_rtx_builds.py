@@ -38,7 +38,7 @@ def unexpected(built: Built) -> list[str]:
 def shapes_of(graph: ir.Model, longest: int = 160) -> Shapes:
     """One text of one token up to four of the longest."""
     names = [value.name or "" for value in graph.graph.inputs]
-    return dict.fromkeys(names, ((1, 1), (1, 64), (4, longest)))
+    return dict.fromkeys(names, ((1, 1), (1, longest // 2), (4, longest)))
 
 
 @pytest.mark.parametrize(("name", "capability"), BUILDS)
