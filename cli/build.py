@@ -99,7 +99,7 @@ def print_engine(engine: Engine, bundle: Path, warnings: list[str], terminal: Co
     where = f" for {', '.join(manifest.compute_capabilities)}" if manifest.compute_capabilities else ""
     size = sum(file.stat().st_size for file in engine.path.iterdir()) / 2**20
     terminal.print(
-        f"[bold]{engine.name}[/]: {TITLES[manifest.target]}{where}, {manifest.dtype}, {size:,.1f} MiB, built in "
+        f"[bold]{engine.name}[/]: {TITLES[manifest.target]}{where}, {manifest.dtype}, {size:,.1f} MiB, made in "
         f"{manifest.build_s:.1f} s",
         soft_wrap=True,
     )
@@ -162,4 +162,8 @@ def _lowering_lines(manifest: EngineManifest) -> list[str]:
 
 def _plugin(plugin: PluginRecord) -> str:
     kernels = f"kernels for {', '.join(plugin.kernels)}"
-    return f"{plugin.library}, {kernels}" if plugin.library else f"in the engine, {kernels}"
+    if plugin.library:
+        return f"{plugin.library}; the engine holds the {kernels}"
+    if plugin.api == "aot":
+        return f"none is needed; the engine holds the {kernels}"
+    return f"the library for the TensorRT that builds the engine; the graph holds the {kernels}"
