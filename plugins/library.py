@@ -50,7 +50,7 @@ def tensorrt_library_path(major: int) -> str:
         raise LibraryMissing(
             f"there is no plugin library for TensorRT {major}; allowed: "
             f"{', '.join(map(str, TENSORRT_MAJOR_VERSIONS))}; next step: install one of these versions of TensorRT, or "
-            "build without the plugin (--no-plugin)"
+            "build without the plugin (--plugin-api none)"
         )
     return _find(
         tensorrt_library_name(major),

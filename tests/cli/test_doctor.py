@@ -110,7 +110,7 @@ def test_plugin_libraries_are_found_by_their_files(
     found = doctor()
     assert [found[f"plugin for {major}"]["status"] for major in (10, 11)] == ["missing", "missing"]
     assert "TENSORRT_INCLUDE_DIR=" in str(found["plugin for 11"]["remedy"])
-    assert "--no-plugin" in str(found["plugin for 11"]["cost"])
+    assert "--plugin-api none" in str(found["plugin for 11"]["cost"])
     monkeypatch.setattr(library, "plugin_library_major", lambda path: 10)
     for major in (10, 11):
         (tmp_path / f"liblongspan_trt{major}.so").touch()
