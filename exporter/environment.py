@@ -265,7 +265,7 @@ def _plugin_libraries() -> list[Finding]:
             problem = "" if built_for == major else f"it is for TensorRT {built_for}"
         except PluginError as error:
             problem = str(error) if path else ""
-        cost = f"no engines with longspan's kernels for TensorRT {major}; function bodies need no plugin (--plugin-api none)"
+        cost = f"no engines with Longspan's kernels for TensorRT {major}; --plugin-api none needs no plugin"
         findings.append(Finding("TensorRT", f"plugin for {major}", path, problem, cost, tensorrt_library_remedy()))
     return findings
 
