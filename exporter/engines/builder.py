@@ -23,7 +23,7 @@ from ..versions import installed_versions
 from ..whole_folders import ENGINE, reserved
 from .graphs.prepare import dtype_of, prepare
 from .manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_BUILT, NOT_RUN, Engine, EngineManifest, PluginRecord
-from .profiles import Profile, profiles_of
+from .profiles import Profile, longest_sizes, profiles_of
 from .request import NO_PLUGIN, ORT, PLUGIN_V3, TENSORRT, TENSORRT_RTX, BuildRequest
 from .worker import MODULES
 from .worker_process import build_in_child
@@ -132,7 +132,8 @@ class _Job:
         request = self.request
         plugin = (request.plugin_api or PLUGIN_V3) if request.target == TENSORRT else NO_PLUGIN
         kernels = self._kernels(plugin)
-        prepared = prepare(self.model, request, kernels, self.progress, self.warn)
+        longest = longest_sizes(self.profiles, self.bundle.manifest)
+        prepared = prepare(self.model, request, kernels, self.progress, self.warn, longest)
         common: dict[str, Any] = {
             "dtype": prepared.dtype,
             "kept_in_fp32": prepared.kept_in_fp32,

@@ -103,6 +103,13 @@ def profiles_of(
     )
 
 
+def longest_sizes(profiles: Sequence[Profile], manifest: Manifest) -> dict[str, int]:
+    """Largest size of each symbolic dimension over all profiles."""
+    symbols = {dimension for record in manifest.inputs for dimension in record.shape if isinstance(dimension, str)}
+    ranges = {symbol: [profile.sizes(symbol, manifest.inputs) for profile in profiles] for symbol in symbols}
+    return {symbol: max(sizes[2] for sizes in found if sizes is not None) for symbol, found in ranges.items() if found}
+
+
 def _by_profile(texts: Sequence[str], inputs: Sequence[InputRecord], option: str) -> list[dict[str, int]]:
     """Sizes of the symbolic dimensions, a table per profile."""
     profiles: list[list[str]] = []

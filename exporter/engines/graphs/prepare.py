@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ...errors import ExportFailed, FallbackRan
@@ -12,6 +13,7 @@ from ...sites.record import Rung, longspan_nodes
 from ..manifest import BuiltSite
 from ..request import PLUGIN_AOT, TENSORRT_RTX, BuildRequest
 from .body_graph import body_graph
+from .native import native_sites, write_native
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -63,6 +65,7 @@ def in_type(
     dtype: str | None,
     progress: Progress = lambda stage: None,
     warn: Progress = lambda text: None,
+    bodies: bool | None = None,
 ) -> TypedGraph:
     """Convert a graph where it computes in another type than is asked for.
 
@@ -71,13 +74,16 @@ def in_type(
         dtype: One of `request.DTYPES`; None for what the model computes in.
         progress: Told when there is something to convert.
         warn: Told which numbers the type could not hold.
+        bodies: Whether function bodies were inlined, which compute in fp32 until they are converted; None where that is
+            so when no site is left.
 
     Raises:
         ExportFailed: the graph cannot be converted.
     """
     present = dtype_of(model)
-    bodies_inlined = next(longspan_nodes(model), None) is None
-    if dtype is None or (dtype == present and (dtype == "fp32" or not bodies_inlined)):
+    if bodies is None:
+        bodies = next(longspan_nodes(model), None) is None
+    if dtype is None or (dtype == present and (dtype == "fp32" or not bodies)):
         return TypedGraph(model, present, {})
     from .precision import convert_precision
 
@@ -94,6 +100,7 @@ def prepare(
     kernels: Sequence[Target],
     progress: Progress = lambda stage: None,
     warn: Progress = lambda text: None,
+    longest: Mapping[str, int] = MappingProxyType({}),
 ) -> PreparedGraph:
     """Rewrite a bundle's graph for TensorRT or TensorRT-RTX.
 
@@ -103,6 +110,7 @@ def prepare(
         kernels: Architectures that the plugin's kernels are for; empty for no plugin.
         progress: Told each stage.
         warn: Told which numbers the type that was asked for could not hold.
+        longest: Largest size of each symbolic dimension over all profiles.
 
     Raises:
         ExportFailed: a node cannot be built, or no kernel serves any site; the text names it.
@@ -111,9 +119,15 @@ def prepare(
     """
     if not kernels:
         progress("inline the function bodies")
-        sites = tuple(_body_site(node.name or "", request) for node in longspan_nodes(model))
+        dtype = request.dtype or dtype_of(model)
+        refused = dict.fromkeys((node.name or "" for node in longspan_nodes(model)), _OTHER_LAYERS)
+        if request.target == TENSORRT_RTX:
+            refused = native_sites(model, dtype, longest)
+        native = [node for node, reason in refused.items() if reason is None]
         # First, so that the products inside the bodies are computed in that type as well.
-        typed = in_type(body_graph(model), request.dtype or dtype_of(model), progress, warn)
+        typed = in_type(body_graph(model, native), dtype, progress, warn, bodies=True)
+        write_native(typed.model, native)
+        sites = tuple(_body_site(node, reason, request) for node, reason in refused.items())
         return PreparedGraph(typed.model, typed.dtype, typed.kept_in_fp32, sites)
     typed = in_type(model, request.dtype, progress, warn)
     from .plugin_graph import plugin_graph
@@ -136,13 +150,15 @@ def _refuse_bodies(sites: Sequence[BuiltSite], require_kernel: bool) -> None:
     raise ExportFailed(f"{text}; next step: --plugin-api none, which builds the function bodies")
 
 
-def _body_site(node: str, request: BuildRequest) -> BuiltSite:
-    refused = "TensorRT-RTX has no plugins" if request.target == TENSORRT_RTX else "--plugin-api none"
-    return BuiltSite(
-        node,
-        "function body",
-        (
-            Rung("plugin", False, refused),
-            Rung("function body", True, "standard ONNX, which the runtime compiles as any other part of the network"),
-        ),
-    )
+_OTHER_LAYERS = "used with TensorRT-RTX, whose Attention layer is known; that of other versions of TensorRT is not"
+
+
+def _body_site(node: str, no_layer: str | None, request: BuildRequest) -> BuiltSite:
+    no_plugin = "TensorRT-RTX has no plugins" if request.target == TENSORRT_RTX else "--plugin-api none"
+    plugin = Rung("plugin", False, no_plugin)
+    if no_layer is None:
+        reason = "TensorRT's Attention: the window leaves out no key at any length of the profiles"
+        return BuiltSite(node, "native layer", (plugin, Rung("native layer", True, reason)))
+    body = "standard ONNX, which the runtime compiles as any other part of the network"
+    rungs = (plugin, Rung("native layer", False, no_layer), Rung("function body", True, body))
+    return BuiltSite(node, "function body", rungs)
