@@ -293,11 +293,11 @@ class Lowering:
             del self.model.graph.initializers[narrow.name or ""]
             narrow.name = name
             self.model.graph.register_initializer(narrow)
+        # In the order in which they are read, which does not depend on what they replace.
         initializers = self.model.graph.initializers
         read = dict.fromkeys(value for node in self.model.graph.all_nodes() for value in node.inputs)
-        order = [value for value in read if value is not None and value.name in initializers and value.is_initializer()]
-        own = [value for value in order if initializers[value.name or ""] is value]
-        rest = [value for value in initializers.values() if value not in set(own)]
+        own = [value for value in read if value is not None and initializers.get(value.name or "") is value]
+        rest = [value for value in initializers.values() if value not in read]
         initializers.clear()
         for value in [*own, *rest]:
             self.model.graph.register_initializer(value)

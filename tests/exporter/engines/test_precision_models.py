@@ -109,6 +109,17 @@ def test_products_and_attention_are_narrow_and_softmax_and_norms_are_not(name: s
             assert found["MatMul"] == {ir.DataType.FLOAT16}
 
 
+@pytest.mark.parametrize("name", ["decoder", "longformer"])
+def test_function_bodies_of_a_converted_graph_compute_in_float32_inside(name: str) -> None:
+    graph = ir.to_proto(body_graph(convert_precision(graph_of(name), "fp16").model))
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(graph).graph.value_info
+    }
+    inside = [node for node in graph.graph.node if "/" in node.name and node.op_type in ("Softmax", "MatMul")]
+    assert inside and {types[name] for node in inside for name in node.output} == {onnx.TensorProto.FLOAT}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_islands_a_decoder_is_right_only_where_positions_are_small(dtype: str) -> None:
     graph = graph_of("decoder")
