@@ -2,7 +2,7 @@
 
 What is written runs in every ONNX Runtime: attention sites stay ``longspan`` nodes with their function bodies, so the
 kernels run where the operator library is registered and the bodies where it is not. For ONNX Runtime's TensorRT
-provider the bodies are inlined instead, in the form that TensorRT builds.
+provider the bodies are inlined instead, in the form that TensorRT builds, or the sites become plugins.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...plugins.definition import DOMAIN
 from ...plugins.library import ORT_LIBRARY_NAME
 from ..bundle import MODEL_FILE, Bundle
 from ..devices import CUDA, cuda_devices
@@ -39,12 +40,16 @@ from .ort_session import (
 )
 from .ort_verification import Agreement, verify, width_of
 from .profiles import Profile
-from .request import BuildRequest
+from .request import PLUGIN_V3, BuildRequest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from .graphs.plugin_graph import PluginGraph
+
 _NUMPY_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+_PLUGIN_DOMAIN = "trt.plugins"
 
 _INITIALIZERS = "session.use_device_allocator_for_initializers"
 
@@ -112,13 +117,16 @@ def build_ort(
     source = typed.model
     converted = None if source is model else _NUMPY_NAMES[dtype]
     gpu = bundle.manifest.gpu
+    plugins = _plugins(source, request, gpu, progress)
     if request.provider == CUDA and gpu is not None and converted is not None:
         gpu = _kernels_of_type(source, gpu, progress)
     level, reason = offline_level(source, request)
     library, refused = _library(request, gpu, level, reason)
-    plan = _plan(bundle, request, profiles, level, reason, library, refused)
+    plan = _plan(bundle, request, profiles, level, reason, library, refused, plugins is not None)
     with tempfile.TemporaryDirectory() as temporary:
-        if request.provider == "tensorrt":
+        if plugins is not None:
+            written = plugins.model
+        elif request.provider == "tensorrt":
             from .graphs.body_graph import body_graph
 
             progress("inline the function bodies")
@@ -134,7 +142,9 @@ def build_ort(
         session=plan.to_dict(),
         dtype=dtype,
         kept_in_fp32=typed.kept_in_fp32,
-        sites=tuple(
+        sites=plugins.sites
+        if plugins is not None
+        else tuple(
             _site(node.name or "", request, refused, ran.get(node.name or ""), status) for node in longspan_nodes(model)
         ),
         versions={**installed_versions(("onnx", "onnx-ir")), "onnxruntime": ort_version},
@@ -173,6 +183,46 @@ def _kernels_of_type(model: ir.Model, exported: KernelsRecord, progress: Callabl
     return add_kernels(model, targets_of(",".join(architectures), "ptx" in exported.targets), progress)
 
 
+def _plugins(
+    model: ir.Model, request: BuildRequest, gpu: KernelsRecord | None, progress: Callable[[str], None]
+) -> PluginGraph | None:
+    """The graph with a plugin at each site, as ONNX Runtime's TensorRT provider takes it; None where none is wanted.
+
+    The provider makes an operator of every plugin that TensorRT's registry has, in the domain `_PLUGIN_DOMAIN`, whose
+    outputs have the types that the graph says.
+
+    Raises:
+        InvalidRequest: nothing says which GPUs the kernels are for.
+        ExportFailed: no kernel serves any site.
+        EnvironmentLacks: kernels must be compiled, and Triton is not installed.
+    """
+    if request.plugin_api != PLUGIN_V3:
+        return None
+    if gpu is None:
+        raise InvalidRequest(
+            "--plugin-api v3: the bundle has no GPU kernels, so nothing says for which GPUs; next step: export it with "
+            "--gpu-arch"
+        )
+    from ..kernel_packs import targets_of
+    from .graphs.plugin_graph import plugin_graph
+
+    progress("make plugins of the attention sites")
+    architectures = ",".join(target for target in gpu.targets if target != "ptx")
+    built = plugin_graph(model, targets_of(architectures, "ptx" in gpu.targets), bodies=True, progress=progress)
+    nodes = list(longspan_nodes(built.model))
+    if not nodes:
+        reasons = "; ".join(f"{site.node}: {site.ladder[0].reason}" for site in built.sites)
+        raise ExportFailed(f"--plugin-api v3: no kernel serves any site ({reasons}); next step: build without it")
+    for node in nodes:
+        untyped = [value.name for value in node.outputs if value.dtype is None or value.shape is None]
+        if untyped:
+            raise ExportFailed(f"{node.name}: the graph does not say of what type or shape its output {untyped[0]} is")
+        node.domain = _PLUGIN_DOMAIN
+    built.model.opset_imports.pop(DOMAIN, None)
+    built.model.opset_imports[_PLUGIN_DOMAIN] = 1
+    return built
+
+
 def _library(request: BuildRequest, gpu: KernelsRecord | None, level: str, reason: str) -> tuple[str | None, str]:
     """Name of the operator library that the session registers, or None and why it does not.
 
@@ -185,7 +235,7 @@ def _library(request: BuildRequest, gpu: KernelsRecord | None, level: str, reaso
     if request.provider == "tensorrt":
         return None, (
             "a kernel of the CUDA provider at each site would cut the network into an engine before and one after it; "
-            "longspan build --target tensorrt makes one engine, with the plugin"
+            "--plugin-api v3 puts the kernels into the engine"
         )
     if request.provider == CUDA:
         # What LONGSPAN_KERNEL_PATH names here says nothing about the machine that opens the session.
@@ -207,6 +257,7 @@ def _plan(
     reason: str,
     library: str | None,
     refused: str,
+    plugins: bool,
 ) -> SessionPlan:
     providers = [ProviderPlan(CPU_PROVIDER)]
     if request.provider != "cpu":
@@ -218,9 +269,11 @@ def _plan(
     named |= {option for provider in providers for option in provider.options}
     if request.provider == "tensorrt":
         named.add("trt_fp16_enable")
+    if plugins:
+        named.add("trt_extra_plugin_lib_paths")
     why = {option: text for option, text in WHY.items() if option in named}
     why["offline_level"] = reason
-    if refused:
+    if refused and not plugins:
         why["operator_library"] = refused
     varies = any(not isinstance(size, int) for record in bundle.manifest.inputs for size in record.shape)
     return SessionPlan(
@@ -230,6 +283,7 @@ def _plan(
         enable_mem_pattern=not varies,
         offline_level=level,
         config_entries=entries,
+        tensorrt_plugins=plugins,
         why=why,
     )
 
@@ -249,7 +303,7 @@ def _compared(
     Where the provider is not here, the CPU runs the graph: that shows what it computes, not that the provider takes it.
     """
     here = request.provider == "cpu" or _can_run(plan)
-    if not here and dtype == "bf16":
+    if not here and (dtype == "bf16" or plan.tensorrt_plugins):
         return (), {}, NOT_RUN  # the CPU provider has no kernels for it
     seen = verify(bundle, folder, plan, converted, width, on_plan=here)
     wrong = [node for node, how in seen.with_library.items() if how != "kernel"]

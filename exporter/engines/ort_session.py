@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...plugins.library import ORT_LIBRARY_NAME, ort_library_path
+from ...plugins.library import ORT_LIBRARY_NAME, ort_library_path, tensorrt_loader_path
 from ..devices import verify_session
 from ..errors import BundleCorrupted, EnvironmentLacks, InvalidRequest
 from ..whole_folders import ENGINE, MANIFEST_FILE, verify_files
@@ -72,6 +73,8 @@ class SessionPlan:
         execution_mode: ``"sequential"`` or ``"parallel"``.
         config_entries: Entries of ``SessionOptions.add_session_config_entry``.
         offline_level: What was done to the graph before it was written: a key of `LEVELS`.
+        tensorrt_plugins: Whether the model has nodes of Longspan's TensorRT plugins, so that the TensorRT provider is
+            given the library that registers them (`tensorrt_loader_path`) as ``trt_extra_plugin_lib_paths``.
         why: Reasons, by the name of what they are for.
     """
 
@@ -84,6 +87,7 @@ class SessionPlan:
     graph_optimization_level: str = "all"
     execution_mode: str = "sequential"
     config_entries: dict[str, str] = field(default_factory=dict)
+    tensorrt_plugins: bool = False
     why: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +139,8 @@ WHY = {
     "Without, the network is strongly typed and types are those of the graph, where softmax and norms stay float32",
     "trt_engine_cache_enable": "an engine is built when the session first meets a model and a GPU, which takes "
     "minutes; the cache is valid for one model, TensorRT and GPU",
+    "trt_extra_plugin_lib_paths": "set when the session is opened, to liblongspan_trt*_loader.so of this machine: the "
+    "provider opens a library and asks TensorRT's registry, so the library must register the plugins itself",
     "trt_timing_cache_enable": "a build that is repeated after a change reuses what was timed",
     "trt_profile_min_shapes": "one engine for all shapes of the profile; without, one is built at each new longest",
     "trt_cuda_graph_enable": "off, for the same reason as enable_cuda_graph",
@@ -281,6 +287,30 @@ def open_planned(
     elif library and plan.operator_library == ORT_LIBRARY_NAME:
         options.register_custom_ops_library(ort_library_path())
     taken = [provider.absolute(folder) for provider in wanted]
+    if plan.tensorrt_plugins:
+        loader = tensorrt_loader_path(provider_major(Path(onnxruntime.__file__).parent))
+        for name, values in taken:
+            if name == TENSORRT_PROVIDER:
+                values["trt_extra_plugin_lib_paths"] = loader
     session = onnxruntime.InferenceSession(str(folder / plan.model), options, providers=taken)
     verify_session(session, [provider.name for provider in wanted])
     return session
+
+
+def provider_major(package: Path) -> int:
+    """Major version of the TensorRT that ONNX Runtime's TensorRT provider was built for, read without loading it.
+
+    Args:
+        package: Folder of the package ``onnxruntime``.
+
+    Raises:
+        EnvironmentLacks: the provider is not here, or does not say it.
+    """
+    file = package / "capi" / "libonnxruntime_providers_tensorrt.so"
+    found = re.search(rb"libnvinfer\.so\.(\d+)\0", file.read_bytes()) if file.is_file() else None
+    if found is None:
+        raise EnvironmentLacks(
+            f"{file}: is missing, or does not say for which TensorRT it is, which decides the plugins; next step: pip "
+            "install onnxruntime-gpu"
+        )
+    return int(found.group(1))

@@ -129,13 +129,22 @@ class BuildRequest:
                 f"--min-shapes, --opt-shapes, --max-shapes have no meaning for --provider {self.provider}, which takes "
                 "any shape; they are for --provider tensorrt"
             )
+        if self.target == ORT and self.plugin_api is not None:
+            if self.provider != "tensorrt":
+                raise InvalidRequest(
+                    f"--plugin-api has no meaning for --provider {self.provider}; it is for --provider tensorrt"
+                )
+            if self.plugin_api == PLUGIN_AOT:
+                raise InvalidRequest(
+                    "--plugin-api aot: ONNX Runtime finds plugins in libraries only; allowed with --target ort: v3"
+                )
 
 
 _TENSORRTS = (TENSORRT, TENSORRT_RTX)
 _OPTIONS = {
     "graph_only": ("--graph-only", _TENSORRTS),
     "compute_capabilities": ("--compute-capability", _TENSORRTS),
-    "plugin_api": ("--plugin-api", (TENSORRT,)),
+    "plugin_api": ("--plugin-api", (TENSORRT, ORT)),
     "plugin_library": ("--plugin-library", (TENSORRT,)),
     "require_kernel": ("--require-kernel", (TENSORRT,)),
     "timing_cache": ("--timing-cache", (TENSORRT,)),

@@ -50,10 +50,13 @@ class Placement:
     Attributes:
         mount: Path of the repository, as the server sees it.
         operator_library: Operator library for ONNX Runtime, relative to it; empty where none is needed.
+        plugin_loaders: What ONNX Runtime's TensorRT provider opens, relative to it; one for each major version of
+            TensorRT that the server may have.
     """
 
     mount: PurePosixPath
     operator_library: str = ""
+    plugin_loaders: tuple[str, ...] = ()
 
 
 def schema() -> Any:
@@ -207,6 +210,9 @@ def _onnxruntime(config: Any, plan: SessionPlan, placement: Placement) -> None:
         if provider.name == TENSORRT_PROVIDER:
             cache = str(placement.mount / CACHE_FOLDER)
             options |= dict.fromkeys(provider.paths, cache)
+            if plan.tensorrt_plugins:
+                loaders = (str(placement.mount / name) for name in placement.plugin_loaders)
+                options["trt_extra_plugin_lib_paths"] = ";".join(loaders)
             accelerators.gpu_execution_accelerator.add(name="tensorrt", parameters=options)
         elif provider.name == CUDA_PROVIDER:
             parameters |= {name: numbers[options.pop(name)] for name, numbers in _NUMBERED.items() if name in options}

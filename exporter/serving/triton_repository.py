@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...plugins import LibraryMissing, ort_library_path
-from ...plugins.library import ORT_LIBRARY_NAME, tensorrt_library_path, tensorrt_loader_path
+from ...plugins.library import ORT_LIBRARY_NAME, TENSORRT_MAJOR_VERSIONS, tensorrt_library_path, tensorrt_loader_path
 from ..bundle import MODEL_FILE, Bundle
 from ..engines.manifest import Engine
 from ..engines.ort_session import CACHE_FOLDER, TENSORRT_PROVIDER
@@ -129,11 +129,13 @@ class Libraries:
         operator: For ONNX Runtime.
         plugins: For TensorRT, by name: the plugins, and what registers them.
         loader: Name of the one that the server is told to load; empty for none.
+        loaders: Names of those that ONNX Runtime's TensorRT provider opens.
     """
 
     operator: Path | None = None
     plugins: dict[str, Path] = field(default_factory=dict)
     loader: str = ""
+    loaders: tuple[str, ...] = ()
 
 
 def package(
@@ -221,7 +223,7 @@ def _libraries(models: tuple[ServedModel, ...], request: PackageRequest) -> Libr
         if engine.manifest.plugin is not None and engine.manifest.plugin.api == PLUGIN_V3
     ]
     if not need:
-        return Libraries(operator)
+        return Libraries(operator, *_provider_plugins(models))
     majors = {_major(engine) for engine in need}
     if len(majors) > 1:
         raise InvalidRequest(
@@ -242,8 +244,33 @@ def _libraries(models: tuple[ServedModel, ...], request: PackageRequest) -> Libr
             )
     loader = Path(tensorrt_loader_path(major))
     # The loader finds the plugins by the name that they have beside it.
-    plugins = {Path(tensorrt_library_path(major)).name: library, loader.name: loader}
-    return Libraries(operator, plugins, loader.name)
+    others, _, loaders = _provider_plugins(models)
+    plugins = {**others, Path(tensorrt_library_path(major)).name: library, loader.name: loader}
+    return Libraries(operator, plugins, loader.name, loaders)
+
+
+def _provider_plugins(models: tuple[ServedModel, ...]) -> tuple[dict[str, Path], str, tuple[str, ...]]:
+    """Libraries that plugins in ONNX Runtime need, as `Libraries` has them.
+
+    Which TensorRT the server's ONNX Runtime has, nothing here says; a loader does nothing where it is another.
+
+    Raises:
+        LibraryMissing: there is none for any version.
+    """
+    if not any(model.session.tensorrt_plugins for model in models if model.platform == ORT_PLATFORM):
+        return {}, "", ()
+    found: dict[int, Path] = {}
+    missing: list[LibraryMissing] = []
+    for major in TENSORRT_MAJOR_VERSIONS:
+        try:
+            found[major] = Path(tensorrt_loader_path(major))
+        except LibraryMissing as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    files = {path.name: path for major, path in found.items()}
+    files |= {path.name: path for path in (Path(tensorrt_library_path(major)) for major in found)}
+    return files, "", tuple(path.name for path in found.values())
 
 
 def _major(engine: Engine) -> int:
@@ -307,7 +334,9 @@ class _Job:
                 shutil.copyfile(file.source, folder / str(version.number) / file.name)
         registered = model.platform == ORT_PLATFORM and model.session.operator_library
         placement = Placement(
-            PurePosixPath(self.request.mount), f"{PLUGINS_FOLDER}/{ORT_LIBRARY_NAME}" if registered else ""
+            PurePosixPath(self.request.mount),
+            f"{PLUGINS_FOLDER}/{ORT_LIBRARY_NAME}" if registered else "",
+            tuple(f"{PLUGINS_FOLDER}/{name}" for name in self.libraries.loaders),
         )
         config = model_config(model, manifest, samples, placement, self.request.queue_delay_us)
         (folder / CONFIG_FILE).write_text(to_text(config), encoding="utf-8")

@@ -35,6 +35,13 @@ __attribute__((constructor)) void Register() {
   // Opened by whoever uses it, maybe for itself alone, so its functions are not to be seen by name from here.
   void* tensorrt = dlopen(kTensorRT, RTLD_NOW | RTLD_NOLOAD);
   if (tensorrt == nullptr) {
+    // Programs that cannot know which TensorRT there is may open the loaders of several.
+    for (const char* other : {"libnvinfer.so.10", "libnvinfer.so.11"}) {
+      if (void* library = dlopen(other, RTLD_NOW | RTLD_NOLOAD)) {
+        dlclose(library);
+        return;
+      }
+    }
     Complain(std::string(kTensorRT) +
              " is not loaded yet; next step: let the program load this library after TensorRT, "
              "not LD_PRELOAD");

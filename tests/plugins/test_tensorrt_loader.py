@@ -17,6 +17,8 @@ HEADERS = find_headers()
 MAJORS = sorted(HEADERS)
 pytestmark = pytest.mark.skipif(not MAJORS, reason="no headers of TensorRT: install kernel-lens")
 
+OTHER = "libnvinfer.so.11" if MAJORS[:1] == [10] else "libnvinfer.so.10"
+
 BOTH = "longspan::BlockSparseAttention longspan::SlidingWindowAttention "
 
 # A program that opens a library as the server does: for itself alone, after TensorRT, and nothing more.
@@ -40,12 +42,12 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     major = MAJORS[0]
     for target in (f"longspan_trt{major}", f"longspan_trt{major}_loader"):
         shutil.copy(build(target) / f"lib{target}.so", folder)
-    name = f"libnvinfer.so.{major}"
     folders = [f"-isystem{path}" for path in (ROOT / "plugins" / "tensorrt" / "cuda_types", HEADERS[major])]
-    command = ["c++", "-std=c++17", "-shared", "-fPIC", "-Wno-deprecated-declarations", *folders,
-               f"-Wl,-soname,{name}", "-o", str(folder / name),
-               str(ROOT / "tests" / "plugins" / "tensorrt" / "registry.cc"), "-ldl"]  # fmt: skip
-    subprocess.run(command, check=True)
+    for name in (f"libnvinfer.so.{major}", OTHER):
+        command = ["c++", "-std=c++17", "-shared", "-fPIC", "-Wno-deprecated-declarations", *folders,
+                   f"-Wl,-soname,{name}", "-o", str(folder / name),
+                   str(ROOT / "tests" / "plugins" / "tensorrt" / "registry.cc"), "-ldl"]  # fmt: skip
+        subprocess.run(command, check=True)
     return folder
 
 
@@ -72,6 +74,10 @@ def test_it_says_why_it_registers_nothing(libraries: Path, tmp_path: Path) -> No
     printed, complaint = host(alone, tensorrt)
     assert printed == ""
     assert f"TensorRT did not load {tmp_path}/liblongspan_trt{major}.so" in complaint
+
+
+def test_it_leaves_another_tensorrt_to_that_ones_loader(libraries: Path) -> None:
+    assert host(libraries / f"liblongspan_trt{MAJORS[0]}_loader.so", libraries / OTHER) == ("", "")
 
 
 def test_a_registry_that_has_the_plugins_keeps_them(libraries: Path, tmp_path: Path) -> None:

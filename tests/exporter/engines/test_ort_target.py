@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from longspan.exporter import Bundle
-from longspan.exporter.engines import open_ort_session
+from longspan.exporter.engines import open_ort_session, ort_session
 from longspan.exporter.engines import ort_verification as verification
 from longspan.exporter.engines.manifest import NOT_RUN, EngineManifest
 from longspan.exporter.engines.onnxruntime_target import OrtBuild, build_ort
@@ -223,6 +223,62 @@ def test_tensorrt_provider_gets_standard_operators_and_profiles(longformer_bundl
     name, options = plan.providers[0].absolute(folder)
     assert options["trt_engine_cache_path"] == str((folder / CACHE_FOLDER).resolve())
     assert options["device_id"] == "0" and name == "TensorrtExecutionProvider"
+
+
+def test_plugins_for_the_tensorrt_provider(gpu_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, folder, result = build(gpu_bundle, tmp_path / "built", "tensorrt", plugin_api="v3")
+    model = ir.load(folder / result.file)
+    assert model.opset_imports["trt.plugins"] == 1 and "longspan" not in model.opset_imports
+    assert not model.functions
+    plugins = [node for node in model.graph if node.domain == "trt.plugins"]
+    assert {node.domain for node in model.graph.all_nodes()} == {"", "trt.plugins"}
+    assert [(node.name, node.op_type) for node in plugins] == [
+        (site.node, site.operator) for site in bundle.manifest.sites
+    ]
+    for node in plugins:
+        assert node.attributes["plugin_namespace"].as_string() == "longspan"
+        content = node.attributes["kernel_pack"].as_tensor()
+        assert content.dtype == ir.DataType.INT8
+        assert Pack.from_bytes(content.tobytes()).architectures
+        assert all(value.dtype == ir.DataType.FLOAT and value.shape is not None for value in node.outputs)
+    assert (result.session["tensorrt_plugins"], result.status, result.agreements) == (True, NOT_RUN, ())
+    assert {site.lowering for site in result.sites} == {"plugin"}
+
+    seen: dict[str, Any] = {}
+
+    class Session:
+        def __init__(self, model: str, options: Any, providers: Any) -> None:
+            seen["providers"] = dict(providers)
+
+        def get_providers(self) -> list[str]:
+            return list(seen["providers"])
+
+    package = tmp_path / "onnxruntime"
+    (package / "capi").mkdir(parents=True)
+    (package / "capi" / "libonnxruntime_providers_tensorrt.so").write_bytes(b"\x7fELF\0libnvinfer.so.11\0")
+    monkeypatch.setattr(onnxruntime, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS)
+    monkeypatch.setattr(ort_session, "tensorrt_loader_path", lambda major: f"/lib/liblongspan_trt{major}_loader.so")
+    open_ort_session(as_engine((bundle, folder, result)))
+    tensorrt = seen["providers"]["TensorrtExecutionProvider"]
+    assert tensorrt["trt_extra_plugin_lib_paths"] == "/lib/liblongspan_trt11_loader.so"
+    assert "trt_extra_plugin_lib_paths" not in seen["providers"]["CUDAExecutionProvider"]
+    (package / "capi" / "libonnxruntime_providers_tensorrt.so").unlink()
+    with pytest.raises(EnvironmentLacks, match="which TensorRT"):
+        open_ort_session(folder)
+
+
+PROVIDERS = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_plugins_that_cannot_be(longformer_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"has no GPU kernels.*--gpu-arch"):
+        build(longformer_bundle, tmp_path, "tensorrt", plugin_api="v3")
+    with pytest.raises(InvalidRequest, match="no meaning for --provider cuda"):
+        BuildRequest("ort", provider="cuda", plugin_api="v3")
+    with pytest.raises(InvalidRequest, match="in libraries only"):
+        BuildRequest("ort", provider="tensorrt", plugin_api="aot")
 
 
 def test_without_the_library_nothing_is_expanded_for_good(

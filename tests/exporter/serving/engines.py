@@ -15,6 +15,7 @@ from longspan.exporter.engines.manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_
 from longspan.exporter.engines.profiles import profiles_of
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.serving import triton_repository
+from longspan.plugins import LibraryMissing
 
 PLUGINS, LOADER = "liblongspan_trt10.so", "liblongspan_trt10_loader.so"
 
@@ -87,7 +88,8 @@ def plugin_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def find(name: str) -> Callable[[int], str]:
         def path(major: int) -> str:
-            assert major == 10
+            if major != 10:
+                raise LibraryMissing(f"there is no library for TensorRT {major}")
             return str(folder / name)
 
         return path

@@ -12,6 +12,16 @@ import numpy as np
 import onnxruntime
 import pytest
 from longspan.exporter import Bundle
+from longspan.exporter.engines.ort_session import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    TENSORRT_PATHS,
+    TENSORRT_PROVIDER,
+    ProviderPlan,
+    SessionPlan,
+    cuda_options,
+    tensorrt_options,
+)
 from longspan.exporter.engines.profiles import profiles_of
 from longspan.exporter.errors import EnvironmentLacks, ExportFailed, InvalidRequest
 from longspan.exporter.manifest import InputRecord, OutputRecord, sha256_of
@@ -265,6 +275,30 @@ def test_gpu_providers_of_onnx_runtime(longformer_bundle: Path, tmp_path: Path, 
     assert "device_id" not in tensorrt.parameters
     assert (repository.path / "trt_cache").is_dir()
     assert "/longspan:ro" not in (repository.path / "README.md").read_text()
+
+
+def test_plugins_in_onnx_runtime(served: Path, plugin_library: Path, tmp_path: Path) -> None:
+    folder = served / "engines" / "ort"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"graph")
+    opened = Bundle.open(served)
+    profiles = profiles_of(opened.manifest, max_shapes=["input_ids:[4,64]"])
+    plan = SessionPlan(
+        model="model.onnx", operator_library=None, enable_mem_pattern=False, offline_level="disabled",
+        tensorrt_plugins=True,
+        providers=(ProviderPlan(TENSORRT_PROVIDER, tensorrt_options(profiles), TENSORRT_PATHS),
+                   ProviderPlan(CUDA_PROVIDER, cuda_options()), ProviderPlan(CPU_PROVIDER)),
+    )  # fmt: skip
+    tensorrt_engine(
+        served, "other", target="ort", session=plan.to_dict(), profiles=profiles, options={"provider": "tensorrt"}
+    )
+    repository = package(served, tmp_path / "repo", PackageRequest(engines=("other",)))
+    accelerator = config_of(repository).optimization.execution_accelerators.gpu_execution_accelerator[0]
+    # The fixture's installation has the libraries of TensorRT 10 only.
+    assert accelerator.parameters["trt_extra_plugin_lib_paths"] == f"/longspan/plugins/{LOADER}"
+    assert set(repository.manifest.libraries) == {PLUGINS, LOADER}
+    # It is the provider that loads them, not the server's TensorRT backend.
+    assert repository.start == ("--model-repository=/longspan/models",)
 
 
 def test_batches_that_the_server_cannot_make(served: Path, tmp_path: Path) -> None:
