@@ -51,7 +51,7 @@ types: setup ## Check types
 
 sanitize: setup ## Run the kernels on random problems under the address and undefined-behaviour sanitizers
 	$(VENV)/bin/cmake -G Ninja -S plugins -B build/sanitize -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) \
-	  -DLONGSPAN_LIBRARY=OFF -DLONGSPAN_TESTS=ON -DLONGSPAN_SANITIZE=address,undefined
+	  -DPython_EXECUTABLE=$(abspath $(PYTHON)) -DLONGSPAN_LIBRARY=OFF -DLONGSPAN_TESTS=ON -DLONGSPAN_SANITIZE=address,undefined
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 

@@ -164,7 +164,7 @@ size_t WorkspaceBound(const Packs& packs, const Node& node, const std::optional<
   int64_t most = 0;
   for (const auto& pack : packs) {
     for (const Recipe& recipe : pack->recipes) {
-      if (!Mismatch(recipe, node, node.sizes).empty()) continue;
+      if (recipe.op != node.op || !Mismatch(recipe, node, node.sizes).empty()) continue;
       most = std::max(most, Search(recipe, *pack, node).Run(sizes));
     }
   }

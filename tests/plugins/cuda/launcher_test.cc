@@ -339,7 +339,7 @@ void TestRanges() {
 
 // The bound of the scratch memory against all shapes within ranges.
 void TestWorkspace() {
-  const std::vector<std::shared_ptr<const cuda::Pack>> packs = {WindowPack({{"w", "90", "cubin"}})};
+  const std::vector<std::shared_ptr<const cuda::Pack>> packs = {BlockPack(), WindowPack({{"w", "90", "cubin"}})};
   size_t most = 0;
   for (const int multiprocessors : {1, 2, 3, 132, 600}) {
     State().multiprocessors = multiprocessors;

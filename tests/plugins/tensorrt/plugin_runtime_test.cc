@@ -284,11 +284,15 @@ void TestMistakes(const Creators& creators) {
 // Packs that LONGSPAN_KERNEL_PATH names come before the node's own. An engine built elsewhere has no workspace for
 // them.
 void TestPathPacks(const Creators& creators) {
-  const std::string file = "trt" + std::to_string(NV_TENSORRT_MAJOR) + "_path.pack";
+  const std::string file = "trt" + std::to_string(NV_TENSORRT_MAJOR) + "_path.pack", other = "other_" + file;
   const auto added = WindowPack({{"added", "90", "cubin", "1024", "added"}});
   std::ofstream(file, std::ios::binary)
       .write(reinterpret_cast<const char*>(added->data().data()), static_cast<std::streamsize>(added->data().size()));
-  setenv("LONGSPAN_KERNEL_PATH", file.c_str(), 1);
+  const auto foreign = BlockPack();  // of the other operator
+  std::ofstream(other, std::ios::binary)
+      .write(reinterpret_cast<const char*>(foreign->data().data()),
+             static_cast<std::streamsize>(foreign->data().size()));
+  setenv("LONGSPAN_KERNEL_PATH", (other + ":" + file).c_str(), 1);
   const std::vector<Tensor> in = WindowInputs(33), out = WindowOutputs(33);
   const auto launched = [](const std::string& what) {
     const std::vector<std::string> calls = TakeCalls();
@@ -325,6 +329,7 @@ void TestPathPacks(const Creators& creators) {
   ExpectRefused(engine.Announce(in, out) != 0, "LONGSPAN_KERNEL_PATH: nowhere.pack: cannot be opened");
   unsetenv("LONGSPAN_KERNEL_PATH");
   std::remove(file.c_str());
+  std::remove(other.c_str());
   TakeCalls();
 }
 
