@@ -34,14 +34,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> list[dict[str, Any]
         for name, value in arrays.items():
             file.seek(-file.tell() % _ALIGNMENT, 1)
             records.append({"name": name, "dtype": value.dtype.name, "shape": list(value.shape), "offset": file.tell()})
-            # A zero-dimensional or an empty array has no bytes that a memoryview could be cast to.
-            file.write(np.ascontiguousarray(value).tobytes() if value.size < 2 else _bytes(value))
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         file.truncate()
     return records
-
-
-def _bytes(value: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(value).view(np.uint8).reshape(-1))
 
 
 def read_arrays(path: Path, records: Iterable[Mapping[str, Any]]) -> dict[str, Array]:
