@@ -33,6 +33,9 @@ _ADVICE = {
 }
 """What helps against a failure that TensorRT describes with these words."""
 
+_BEYOND = "values are not self-consistent"
+"""Part of a warning that TensorRT builds on after: the engine cannot run at a bound of its own profile."""
+
 _LOGGED_ERRORS = 20
 """Error messages that are kept; the first says what was wrong, the later ones what followed from it."""
 
@@ -126,12 +129,15 @@ def _logger(trt: Any, events: Events) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.beyond: list[str] = []
             self.parsing = True
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 if len(self.errors) < _LOGGED_ERRORS:
                     self.errors.append(" ".join(message.split()))
+            elif severity == trt.ILogger.WARNING and _BEYOND in message:
+                self.beyond.append(" ".join(message.split()))
             elif severity == trt.ILogger.WARNING and _USUAL not in message:
                 events.tell("warning", text=" ".join(message.split()))
             elif self.parsing and _PARSING in message:
@@ -279,6 +285,8 @@ def _build(builder: Any, network: Any, parser: Any, config: Any, request: dict[s
             reason = _first(logger, str(error))
             advice = next((advice for part, advice in _ADVICE.items() if part in reason), "")
             raise Refused("build", reason + advice) from error
+    if logger.beyond:
+        raise Refused("build", f"{logger.beyond[0]}; next step: smaller --max-shapes, or a larger --min-shapes")
 
 
 def _first(logger: Any, otherwise: str) -> str:

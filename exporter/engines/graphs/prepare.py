@@ -120,7 +120,9 @@ def prepare(
     if not kernels:
         progress("inline the function bodies")
         dtype = request.dtype or dtype_of(model)
-        refused = dict.fromkeys((node.name or "" for node in longspan_nodes(model)), _OTHER_LAYERS)
+        refused: dict[str, str | None] = dict.fromkeys(
+            (node.name or "" for node in longspan_nodes(model)), _OTHER_LAYERS
+        )
         if request.target == TENSORRT_RTX:
             refused = native_sites(model, dtype, longest)
         native = [node for node, reason in refused.items() if reason is None]

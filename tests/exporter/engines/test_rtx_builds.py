@@ -10,7 +10,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from longspan.exporter import ExportFailed
 from longspan.exporter.engines.graphs.body_graph import body_graph
+from longspan.exporter.engines.worker_process import build_in_child
 from longspan.plugins.functions import attach_function_bodies
 
 from .prepared_graphs import graph_of
@@ -106,3 +108,23 @@ def test_a_step_of_a_decoder_with_a_cache_builds(left: int, tmp_path: Path) -> N
     built = rtx(body, tmp_path, shapes, "SM89")
     assert built.bytes and not built.errors and not unexpected(built)
     assert ("LOOP_OUTPUT" in {kind for kind, _, _ in built.layers}) == (left == 2000)
+
+
+def test_an_engine_that_cannot_run_at_a_bound_of_its_profile_is_refused(tmp_path: Path) -> None:
+    """TensorRT sorts up to 3840 numbers, and builds for more with no more than a warning."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+        graph (float[n] x) => (float[n] y, int64[n] order) { size = Shape(x) [sort] y, order = TopK (x, size) }"""
+    ir.save(ir.serde.deserialize_model(onnx.parser.parse_model(text)), tmp_path / "model.onnx")
+    request: dict[str, Any] = {
+        "target": "tensorrt-rtx", "model": str(tmp_path / "model.onnx"), "engine": str(tmp_path / "model.engine"),
+        "capabilities": ["89"], "plugin": "none", "library": None, "timing_cache": None, "pool_limits": {},
+        "hardware_compatibility": "none", "version_compatible": False, "weight_streaming": False, "strip": False,
+        "refit": False, "optimization_level": None,
+    }  # fmt: skip
+    bounds = [{"x": {"min": (1,), "opt": (64,), "max": (longest,)}} for longest in (3840, 3841)]
+    said: list[str] = []
+    build_in_child("TensorRT-RTX", request | {"profiles": bounds[:1]}, said.append, said.append)
+    assert (tmp_path / "model.engine").stat().st_size
+    with pytest.raises(ExportFailed, match=r"sort: K exceeds the maximum value allowed \(3840\).*smaller --max-shapes"):
+        build_in_child("TensorRT-RTX", request | {"profiles": bounds[1:]}, said.append, said.append)
