@@ -1,4 +1,6 @@
 // The plugins in the hands of a builder: fields, types and formats, shape expressions, workspace, what is refused.
+#include <random>
+
 #include "nodes.h"
 
 namespace {
@@ -125,6 +127,50 @@ void TestAcceptedFields(const Creators& creators) {
   Expect(clone.core->getPluginName() == std::string(kWindow) && clone.build->getNbOutputs() == 2, "name and outputs");
   Expect(clone.build->getNbTactics() == 0 && clone.runtime->setTactic(0) == 0, "the default tactic");
   ExpectRefused(clone.runtime->setTactic(1) != 0, "tactic 1 was chosen");
+}
+
+// Fields of random types, lengths and values: each is refused with a message, or becomes a plugin that an engine keeps
+// as it is. Nothing is read beyond what is there (the sanitizers watch).
+void TestRandomFields(const Creators& creators) {
+  std::mt19937 random(0);
+  const auto below = [&random](size_t count) { return random() % count; };
+  int accepted = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    const bool window = trial % 2 == 0;
+    const char* const name = window ? kWindow : kBlocks;
+    Fields fields = window ? WindowFields() : BlockFields();
+    const nvinfer1::PluginFieldCollection& announced = *creators.Of(name).getFieldNames();
+    for (size_t change = 1 + below(3); change > 0; --change) {
+      const nvinfer1::PluginField& field = announced.fields[below(static_cast<size_t>(announced.nbFields))];
+      const bool keep_type = below(4) > 0;
+      const auto type = keep_type ? field.type : static_cast<PluginFieldType>(below(14));
+      const size_t length = below(3) > 0 ? 1 : below(5);
+      const size_t size = type == PluginFieldType::kFLOAT64 || type == PluginFieldType::kINT64   ? 8
+                          : type == PluginFieldType::kFLOAT32 || type == PluginFieldType::kINT32 ? 4
+                                                                                                 : 1;
+      std::vector<uint8_t> data(length * size);
+      const bool small = below(2) == 0;
+      for (size_t i = 0; i < data.size(); ++i) data[i] = small && i % size != 0 ? 0 : static_cast<uint8_t>(random());
+      if (below(8) == 0) {
+        fields.Without(field.name);
+      } else {
+        fields.Raw(field.name, type, data.data(), data.size(), static_cast<int32_t>(length));
+      }
+    }
+    const Plugin plugin = creators.Build(name, fields);
+    const std::string said = Log::Shared().Take();
+    Expect(plugin ? said.empty() : said.rfind("longspan " + std::string(name) + " 'layer': ", 0) == 0,
+           "a plugin or a message: " + said);
+    if (!plugin) continue;
+    ++accepted;
+    const Plugin engine = creators.Deserialize(name, Fields::Of(*plugin.Clone().runtime->getFieldsToSerialize()));
+    ExpectFine(static_cast<bool>(engine), "an engine with what was accepted");
+    if (!engine) continue;
+    Expect(engine.build->getTimingCacheID() == std::string(plugin.build->getTimingCacheID()) &&
+               engine.build->getMetadataString() == std::string(plugin.build->getMetadataString()),
+           std::string("kept as it was: ") + plugin.build->getMetadataString());
+  }
+  Expect(accepted > 300 && accepted < 2700, std::to_string(accepted) + " of 3000 accepted");
 }
 
 // Every type and format at every position, after such as are supported: exactly one type is, T's three at Q.
@@ -296,6 +342,7 @@ int main() {
     TestAnnouncedFields(creators);
     TestRefusedFields(creators);
     TestAcceptedFields(creators);
+    TestRandomFields(creators);
     TestTypes(creators);
     TestShapes(creators);
     TestConfiguration(creators);
