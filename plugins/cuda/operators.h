@@ -21,8 +21,8 @@ struct OperatorFact {
   std::vector<std::string_view> int_attributes;
   std::vector<std::string_view> float_attributes;
   std::vector<std::string_view> list_attributes;  // of ints: "dilation" or none
-  std::vector<std::string_view> matches;  // what a recipe says of its nodes, in order
-  std::vector<Size> sizes;                // of kLeft and beyond: those that its expressions may read
+  std::vector<std::string_view> matches;          // what a recipe says of its nodes, in order
+  std::vector<Size> sizes;                        // of kLeft and beyond: those that its expressions may read
 };
 
 // Both operators.
