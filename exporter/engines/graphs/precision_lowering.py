@@ -30,7 +30,7 @@ class Lowering:
         self.narrow: collections.Counter[str] = collections.Counter()
         self.double: list[str] = []
         self.clamped: list[Clamped] = []
-        self.vanished: dict[str, int] = {}
+        self.coarse: dict[str, float] = {}
         self.names = {
             value.name
             for graph in graphs_of(model)
@@ -69,7 +69,7 @@ class Lowering:
             tuple(self.double),
             casts,
             tuple(self.clamped),
-            self.vanished,
+            self.coarse,
         )
 
     def _lower(self, graph: ir.Graph) -> None:
@@ -222,9 +222,10 @@ class Lowering:
             array = np.where(np.isfinite(array), np.maximum(array, -self.range.largest), array)
         with np.errstate(over="ignore"):
             narrow = array.astype(self.dtype.numpy())
-        vanished = int(np.count_nonzero(array) - np.count_nonzero(narrow))
-        if vanished:
-            self.vanished[value.name or ""] = vanished
+        largest = float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max(initial=0.0))
+        if 0 < largest < self.range.smallest:
+            lost = array[np.isfinite(array)] - narrow[np.isfinite(array)].astype(np.float32)
+            self.coarse[value.name or ""] = float(np.abs(lost).max()) / largest
         return narrow
 
     def _control(self, node: ir.Node) -> None:

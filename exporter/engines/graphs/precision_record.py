@@ -59,7 +59,8 @@ class Precision:
         double: Names of nodes of float64, which are left alone.
         casts: Number of casts between float types, one for each value and type.
         clamped: Values that are kept within range.
-        vanished: How many numbers of a trained tensor became zero, for those of which some did.
+        coarse: The largest rounding error of a trained tensor in parts of its largest number, for those too small for
+            the type: where that is more than the type's roundoff.
     """
 
     model: ir.Model = dataclasses.field(repr=False)
@@ -69,14 +70,15 @@ class Precision:
     double: tuple[str, ...]
     casts: int
     clamped: tuple[Clamped, ...]
-    vanished: Mapping[str, int]
+    coarse: Mapping[str, float]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What whoever asked for the type should know of it, a line each: numbers that it does not hold."""
         lines = [clamped.in_words for clamped in self.clamped]
         lines += [
-            f"{self.dtype}: {count:,} of the numbers in {name!r} become zero" for name, count in self.vanished.items()
+            f"{self.dtype}: the numbers in {name!r} are so small that rounding takes up to {error:.1%} of the largest"
+            for name, error in self.coarse.items()
         ]
         if self.double:
             lines.append(f"nodes that stay in float64: {len(self.double)}, the first is {self.double[0]!r}")
