@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -81,8 +82,9 @@ class ServedModel:
 
     @property
     def session(self) -> SessionPlan:
-        """How ONNX Runtime opens it; of the first version, which the others share."""
-        return SessionPlan.from_dict(self.engines[0].manifest.session)
+        """How ONNX Runtime opens it: as the first version, with plugins where any has a use for them."""
+        plans = [SessionPlan.from_dict(engine.manifest.session) for engine in self.engines]
+        return dataclasses.replace(plans[0], tensorrt_plugins=any(plan.tensorrt_plugins for plan in plans))
 
     def admits(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         """Whether every version takes inputs of these shapes."""

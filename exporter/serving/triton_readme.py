@@ -216,9 +216,9 @@ def _libraries(libraries: Mapping[str, str], mount: str) -> list[str]:
     parts = ["## Libraries", "\n".join(rows)]
     if any("_loader" in name for name in libraries):
         parts.append(
-            "The server loads what `plugins=` names with `dlopen` and does no more, so it is given the library "
-            "`…_loader.so`: it registers the plugins, which lie beside it, in the TensorRT of the process. "
-            "`LD_PRELOAD` is too early for that: TensorRT is not loaded yet."
+            "`…_loader.so` registers the plugins, which lie beside it, in the TensorRT of the process when it is opened: "
+            "by the server's TensorRT backend, whose option `plugins=` does no more than that, or by ONNX Runtime's "
+            "TensorRT provider (`trt_extra_plugin_lib_paths`). `LD_PRELOAD` is too early: TensorRT is not loaded yet."
         )
     if any("_ort" in name for name in libraries):
         parts.append(

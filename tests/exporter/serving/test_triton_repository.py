@@ -278,27 +278,29 @@ def test_gpu_providers_of_onnx_runtime(longformer_bundle: Path, tmp_path: Path, 
 
 
 def test_plugins_in_onnx_runtime(served: Path, plugin_library: Path, tmp_path: Path) -> None:
-    folder = served / "engines" / "ort"
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(b"graph")
-    opened = Bundle.open(served)
-    profiles = profiles_of(opened.manifest, max_shapes=["input_ids:[4,64]"])
-    plan = SessionPlan(
-        model="model.onnx", operator_library=None, enable_mem_pattern=False, offline_level="disabled",
-        tensorrt_plugins=True,
-        providers=(ProviderPlan(TENSORRT_PROVIDER, tensorrt_options(profiles), TENSORRT_PATHS),
-                   ProviderPlan(CUDA_PROVIDER, cuda_options()), ProviderPlan(CPU_PROVIDER)),
-    )  # fmt: skip
-    tensorrt_engine(
-        served, "other", target="ort", session=plan.to_dict(), profiles=profiles, options={"provider": "tensorrt"}
-    )
-    repository = package(served, tmp_path / "repo", PackageRequest(engines=("other",)))
+    profiles = profiles_of(Bundle.open(served).manifest, max_shapes=["input_ids:[4,64]"])
+    for name, plugins in (("bodies", False), ("plugins", True)):
+        plan = SessionPlan(
+            model="model.engine", operator_library=None, enable_mem_pattern=False, offline_level="disabled",
+            tensorrt_plugins=plugins,
+            providers=(ProviderPlan(TENSORRT_PROVIDER, tensorrt_options(profiles), TENSORRT_PATHS),
+                       ProviderPlan(CUDA_PROVIDER, cuda_options()), ProviderPlan(CPU_PROVIDER)),
+        )  # fmt: skip
+        values = {"target": "ort", "session": plan.to_dict(), "options": {"provider": "tensorrt"}}
+        tensorrt_engine(served, name, profiles=profiles, **values)
+    # One version that needs them is enough.
+    for engines in (("plugins",), ("bodies", "plugins")):
+        repository = package(served, tmp_path / "repo", PackageRequest(engines=engines), force=True)
+        accelerator = config_of(repository).optimization.execution_accelerators.gpu_execution_accelerator[0]
+        # The fixture's installation has the libraries of TensorRT 10 only.
+        assert accelerator.parameters["trt_extra_plugin_lib_paths"] == f"/longspan/plugins/{LOADER}"
+        assert set(repository.manifest.libraries) == {PLUGINS, LOADER}
+        # It is the provider that loads them, not the server's TensorRT backend.
+        assert repository.start == ("--model-repository=/longspan/models",)
+    repository = package(served, tmp_path / "repo", PackageRequest(engines=("bodies",)), force=True)
     accelerator = config_of(repository).optimization.execution_accelerators.gpu_execution_accelerator[0]
-    # The fixture's installation has the libraries of TensorRT 10 only.
-    assert accelerator.parameters["trt_extra_plugin_lib_paths"] == f"/longspan/plugins/{LOADER}"
-    assert set(repository.manifest.libraries) == {PLUGINS, LOADER}
-    # It is the provider that loads them, not the server's TensorRT backend.
-    assert repository.start == ("--model-repository=/longspan/models",)
+    assert "trt_extra_plugin_lib_paths" not in accelerator.parameters
+    assert not repository.manifest.libraries
 
 
 def test_batches_that_the_server_cannot_make(served: Path, tmp_path: Path) -> None:
