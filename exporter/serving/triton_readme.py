@@ -206,6 +206,7 @@ def _runtime(model: ServedModel) -> str:
         "The graph was optimised by the ONNX Runtime named above; the server's should not be older, since it must know "
         "every fused operator. Threads are the server's choice; set `intra_op_thread_count` in `config.pbtxt` where "
         "other models share the machine."
+        + (" The accelerator `cuda` is in servers from 24.07 on." if _needs_gpu(model) else "")
     )
 
 
@@ -216,7 +217,7 @@ def _libraries(libraries: Mapping[str, str], mount: str) -> list[str]:
     parts = ["## Libraries", "\n".join(rows)]
     if any("_loader" in name for name in libraries):
         parts.append(
-            "`…_loader.so` registers the plugins, which lie beside it, in the TensorRT of the process when it is opened: "
+            "`…_loader.so` registers the plugins, which lie beside it, in the TensorRT of the process when it is opened "
             "by the server's TensorRT backend, whose option `plugins=` does no more than that, or by ONNX Runtime's "
             "TensorRT provider (`trt_extra_plugin_lib_paths`). `LD_PRELOAD` is too early: TensorRT is not loaded yet."
         )

@@ -274,7 +274,8 @@ def test_gpu_providers_of_onnx_runtime(longformer_bundle: Path, tmp_path: Path, 
     assert tensorrt.parameters["trt_profile_max_shapes"].startswith("input_ids:4x64,")
     assert "device_id" not in tensorrt.parameters
     assert (repository.path / "trt_cache").is_dir()
-    assert "/longspan:ro" not in (repository.path / "README.md").read_text()
+    readme = (repository.path / "README.md").read_text()
+    assert "/longspan:ro" not in readme and "servers from 24.07 on" in readme
 
 
 def test_plugins_in_onnx_runtime(served: Path, plugin_library: Path, tmp_path: Path) -> None:
