@@ -217,7 +217,7 @@ def _libraries(libraries: Mapping[str, str], mount: str) -> list[str]:
     parts = ["## Libraries", "\n".join(rows)]
     if any("_loader" in name for name in libraries):
         parts.append(
-            "`…_loader.so` registers the plugins, which lie beside it, in the TensorRT of the process when it is opened "
+            "`…_loader.so` registers the plugins, which lie beside it, in the TensorRT of the process when opened "
             "by the server's TensorRT backend, whose option `plugins=` does no more than that, or by ONNX Runtime's "
             "TensorRT provider (`trt_extra_plugin_lib_paths`). `LD_PRELOAD` is too early: TensorRT is not loaded yet."
         )
