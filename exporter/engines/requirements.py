@@ -82,6 +82,11 @@ def require_runnable(engine: Engine) -> Fitting:
             f"step: {_build_again(manifest, gpu.architecture)}"
         )
     library, notes = _library(engine, title)
+    if manifest.target == TENSORRT and manifest.device not in ("", gpu.name):
+        notes = (
+            *notes,
+            f"the engine was built on {manifest.device}, whose timings chose its kernels, not on {gpu.name}",
+        )
     return Fitting(module, gpu, library, notes)
 
 

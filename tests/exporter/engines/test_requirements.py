@@ -138,6 +138,13 @@ def test_another_build_of_the_library_is_a_note(make: Make, monkeypatch: pytest.
     assert require_runnable(same).notes == ()
 
 
+def test_another_gpu_of_the_same_architecture_is_a_note(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, gpu=Gpu("Sister GPU", "sm89"))
+    assert require_runnable(make()).notes == (
+        "the engine was built on Stand-in GPU, whose timings chose its kernels, not on Sister GPU",
+    )
+
+
 def test_an_ahead_of_time_plugin_needs_no_library(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, major=11)
     assert require_runnable(make(plugin=PluginRecord("aot", "", "", ("sm_89",)))).library is None

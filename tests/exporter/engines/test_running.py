@@ -17,6 +17,7 @@ from longspan.exporter.engines.reach import Reach, profile_for
 from longspan.exporter.engines.seen import sites_seen
 from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, ExportFailed, FallbackRan, InvalidRequest
 from longspan.exporter.parity.cases import BATCHES, sweep_lengths
+from longspan.exporter.parity.oracle import typed_copy
 from longspan.exporter.parity.plan import Wanted, plan
 from longspan.exporter.parity.saved import load, load_for
 from longspan.exporter.parity.tolerances import computed_in, unit_roundoff
@@ -149,6 +150,27 @@ def test_a_wrong_engine_fails_in_every_type(bundle: Path, tmp_path: Path, kernel
     assert check(bundle, lengths=[FIRST_CUT - 1], engine="ort").passed
     report = check(bundle, lengths=[FIRST_CUT], engine="ort")
     assert not report.passed and "lowering error by engine ort" in report.failures[0]
+
+
+def test_a_yardstick_has_the_buffers_that_loading_in_its_type_would_give_it() -> None:
+    import torch
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+            self.tied = self.layer
+            self.register_buffer("saved", torch.full((2,), 1 / 3))
+            self.register_buffer("computed", torch.full((2,), 1 / 3), persistent=False)
+            self.register_buffer("counts", torch.arange(3))
+
+    model = Model()
+    typed = typed_copy(model, torch.float16)
+    types = {name: value.dtype for name, value in [*typed.named_parameters(), *typed.named_buffers()]}
+    assert types["layer.weight"] == types["saved"] == torch.float16
+    assert types["computed"] == torch.float32 and types["counts"] == torch.int64
+    assert typed.tied.weight is typed.layer.weight
+    assert model.layer.weight.dtype == model.saved.dtype == torch.float32  # type: ignore[union-attr]
 
 
 # What ran.
