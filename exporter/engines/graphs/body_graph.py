@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ....plugins.definition import DOMAIN
-from .inlining import inline_other_functions, inline_site
+from .inlining import inline_other_functions, inline_sites
 from .refusals import STANDARD, refuse_misread_nodes, refuse_unknown_operators
 from .rewrites import counted_by_comparison, without_loop_conditions
 
@@ -31,9 +31,9 @@ def body_graph(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
     """
     prepared = model.clone()
     inline_other_functions(prepared)
-    for node in [node for node in prepared.graph.all_nodes() if node.domain == DOMAIN]:
-        if node.name not in keep:
-            inline_site(prepared, node)
+    name_nodes(prepared)
+    sites = [node for node in prepared.graph.all_nodes() if node.domain == DOMAIN and node.name not in keep]
+    inline_sites(prepared, sites)
     finish(prepared, (*STANDARD, DOMAIN) if keep else STANDARD)
     return prepared
 

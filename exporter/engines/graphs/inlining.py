@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
@@ -19,25 +19,35 @@ def inline_other_functions(model: ir.Model) -> None:
     _inline(model, lambda function: function.domain != DOMAIN)
 
 
-def inline_site(model: ir.Model, node: ir.Node) -> None:
-    """Replace a ``longspan`` node, in place, by the nodes of its function body.
+def inline_sites(model: ir.Model, sites: Sequence[ir.Node]) -> None:
+    """Replace ``longspan`` nodes, in place, by the nodes of their function bodies.
 
-    Each node and value of the body gets the name of the site before its own, ``SITE/OPERATOR_NUMBER``: TensorRT names
+    Each node and value of a body gets the name of the site before its own, ``SITE/OPERATOR_NUMBER``: TensorRT names
     layers after nodes, and reports failures by them.
 
     Args:
-        model: Has no functions of other domains that call ``longspan`` operators.
-        node: A node of the model's graph, or of a graph nested in it.
+        model: Has no functions of other domains that call ``longspan`` operators; the names of its nodes are unique.
+        sites: Nodes of the model's graph, or of graphs nested in it.
 
     Raises:
-        ExportFailed: the node contradicts its operator's definition, or the model's opset is too old for bodies.
+        ExportFailed: a node contradicts its operator's definition, or the model's opset is too old for bodies.
     """
+    bodies: dict[ir.OperatorIdentifier, ir.Function] = {}
+    for node in sites:
+        body = _named_body(node, model.opset_imports.get("", 0))
+        bodies[body.identifier()] = body
+    model.functions.update(bodies)
+    _inline(model, lambda function: bodies.get(function.identifier()) is function)
+
+
+def _named_body(node: ir.Node, opset: int) -> ir.Function:
+    """The body of a site as a function of its own, which the node, changed in place, calls."""
     import onnx_ir as ir
 
     for deployment in (PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE):
         node.attributes.pop(deployment, None)
     try:
-        body = fixed_size_body(node, model.opset_imports.get("", 0))
+        body = fixed_size_body(node, opset)
     except InvalidOperands as error:
         raise ExportFailed(f"{node.op_type} {node.name!r} has no function body: {error}") from error
     for number, inner in enumerate(body.all_nodes()):
@@ -49,11 +59,9 @@ def inline_site(model: ir.Model, node: ir.Node) -> None:
                 for formal in attribute.as_graph().inputs:
                     formal.name = f"{node.name}/{formal.name}"
     node.overload = f"inlined {node.name}"
-    single = ir.Function(
+    return ir.Function(
         body.domain, body.name, node.overload, graph=body.graph, attributes=list(body.attributes.values())
     )
-    model.functions[single.identifier()] = single
-    _inline(model, lambda function: function is single)
 
 
 def _inline(model: ir.Model, wanted: Callable[[ir.Function], bool]) -> None:

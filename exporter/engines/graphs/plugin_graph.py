@@ -16,8 +16,8 @@ from ...kernel_sites import graph_sites
 from ...sites.record import Rung, longspan_nodes
 from ..manifest import BuiltSite
 from .aot_nodes import aot_refusals, compile_aot, write_aot_nodes
-from .body_graph import finish
-from .inlining import inline_other_functions, inline_site
+from .body_graph import finish, name_nodes
+from .inlining import inline_other_functions, inline_sites
 from .node_packs import node_packs, refusals
 from .refusals import STANDARD
 
@@ -84,6 +84,7 @@ def plugin_graph(
     prepared = model.clone()
     known = [*packs, *_packs_in(prepared)]
     inline_other_functions(prepared)
+    name_nodes(prepared)
     served, refused = _served(prepared, targets)
     if aot:
         refused |= aot_refusals(prepared, served, targets)
@@ -97,10 +98,9 @@ def plugin_graph(
     for node in list(longspan_nodes(prepared)):
         name = node.name or ""
         ladders.append(_lowered(name, refused.get(name), name in compiled or aot))
-        if name in refused:
-            inline_site(prepared, node)
-        else:
+        if name not in refused:
             _write_plugin(prepared, node, kernels.get(name), words)
+    inline_sites(prepared, [node for node in longspan_nodes(prepared) if node.name in refused])
     for identifier in [identifier for identifier in prepared.functions if identifier[0] == DOMAIN]:
         del prepared.functions[identifier]
     finish(prepared, (*STANDARD, DOMAIN))
