@@ -271,7 +271,7 @@ def _lowering_lines(report: CheckReport) -> list[str]:
             judged = output.lowering[path.name]
             line += f"; closest to its tolerance: {_of_allowed(judged)} at {case}, output {output.name}"
         lines.append(line)
-        lines += [f"{path.name}: {note}" for path in report.paths for note in path.notes]
+        lines += [f"{path.name}: {note}" for note in path.notes]
     if report.engine is not None:
         lines += [f"outside its optimization profiles: {line}" for line in report.engine.outside]
     return lines

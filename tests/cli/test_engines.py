@@ -141,6 +141,19 @@ def test_engines_that_do_not_fit(
     assert message in refused([command, str(bundle), "--engine", "trt"], code, capsys)
 
 
+def test_another_build_of_the_plugin_library_is_noted_in_every_report(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, layers=plugin_layers(bundle))
+    (tmp_path / "own.so").write_bytes(b"another build")
+    make_tensorrt_engine(bundle, options={"plugin_library": str(tmp_path / "own.so")})
+    note = "the plugin library own.so is not the one that the engine was built with (SHA-256)"
+    assert run(["check", str(bundle), "--engine", "trt", "--lengths", "9"]) == 0
+    assert f"engine trt: {note}" in capsys.readouterr().out
+    folder = bundle / "reports" / "engines" / "trt"
+    assert all(note in (folder / f"check.{kind}").read_text() for kind in ("json", "junit.xml", "html"))
+
+
 def test_a_crash_at_one_length_fails_the_check(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
