@@ -169,12 +169,19 @@ class TensorRT:
             self._profile = profile
 
     def fitted(self, feed: Mapping[str, Array]) -> dict[str, Any]:
-        """The inputs of the engine, floating-point ones in its own types, as bytes with a shape."""
+        """The inputs that the engine has, floating-point ones in its own types, as bytes with a shape.
+
+        TensorRT leaves inputs out that nothing in the network reads.
+        """
         from polygraphy.common import FormattedArray
 
+        engine = self.runner.engine
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         fitted = {}
         for name, value in feed.items():
-            wanted = numpy_type(self._trt, self.runner.engine.get_tensor_dtype(name))
+            if name not in names:
+                continue
+            wanted = numpy_type(self._trt, engine.get_tensor_dtype(name))
             if wanted != value.dtype and value.dtype.kind in "fV" and wanted.kind in "fV":
                 value = value.astype(wanted)
             if wanted != value.dtype:

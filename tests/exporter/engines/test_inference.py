@@ -34,7 +34,10 @@ class Runner:
 
     def __init__(self, types: Mapping[str, Any], shape_inputs: frozenset[str] = frozenset()) -> None:
         self.engine = SimpleNamespace(
-            get_tensor_dtype=types.__getitem__, is_shape_inference_io=lambda name: name in shape_inputs
+            num_io_tensors=len(types),
+            get_tensor_name=list(types).__getitem__,
+            get_tensor_dtype=types.__getitem__,
+            is_shape_inference_io=lambda name: name in shape_inputs,
         )
         self.profiles: list[int] = []
         self.feeds: list[dict[str, Any]] = []
@@ -94,6 +97,12 @@ def test_an_input_of_another_kind_is_refused() -> None:
     with pytest.raises(Refused, match="input tokens is int32, the engine takes int64") as caught:
         session(tokens=trt.int64).infer({"tokens": np.zeros(3, np.int32)}, 0)
     assert caught.value.kind == FAILED
+
+
+def test_an_input_that_the_engine_does_not_have_is_left_out() -> None:
+    made = session(x=trt.float32)
+    made.infer({"x": np.zeros(2, np.float32), "unused": np.zeros(3, np.int64)}, 0)
+    assert made.runner.feeds[0].keys() == {"x"}
 
 
 def test_a_profile_is_chosen_where_it_changes() -> None:
