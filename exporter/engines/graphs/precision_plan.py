@@ -64,6 +64,21 @@ class Traits:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """What the numbers of a constant are to a narrow type.
+
+    Attributes:
+        mask: Whether some are a mask's, and beyond its range.
+        unfit: Whether it does not hold some: beyond its range, or a scalar too small for it.
+        trained: Which numbers beyond its range are no mask's, in words; empty for none.
+    """
+
+    mask: bool = False
+    unfit: bool = False
+    trained: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What was decided.
 
@@ -143,7 +158,7 @@ class _Planner:
         self.slots: dict[ir.Node, Slots] = {}
         self.forced: dict[ir.Node, str] = {}
         self.order: list[ir.Node] = []
-        self._constants: dict[ir.Value, tuple[bool, bool, str]] = {}
+        self._constants: dict[ir.Value, Constant] = {}
 
     def plan(self) -> Plan:
         for value in self.model.graph.inputs:
@@ -186,25 +201,23 @@ class _Planner:
 
     def _of(self, value: ir.Value) -> Traits:
         if value not in self.traits:
-            huge = False
-            if is_constant(value) and is_float(value):
-                huge = self._constant(value)[0]
-            self.traits[value] = Traits(huge=huge)
+            self.traits[value] = Traits(huge=self._constant(value).mask)
         return self.traits[value]
 
-    def _constant(self, value: ir.Value) -> tuple[bool, bool, str]:
-        """Of a constant: whether it is a mask beyond the range, whether the type lacks it, what is no mask of it."""
+    def _constant(self, value: ir.Value) -> Constant:
+        """What a value is as a constant; nothing remarkable where it is none."""
+        if not is_constant(value) or not is_float(value):
+            return Constant()
         if value not in self._constants:
             array = constant_of(value)
-            if array is None or array.dtype != np.float32:
-                return False, False, ""
+            assert array is not None
             beyond = self.target.beyond(array)
-            fill = beyond.size > 0 and is_fill(array, beyond)
+            mask = beyond.size > 0 and is_fill(array, beyond)
             tiny = array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < self.target.smallest
             trained = ""
-            if beyond.size and not fill:
+            if beyond.size and not mask:
                 trained = f"{beyond.size} of {array.size} numbers, up to {np.abs(beyond).max():.4g}"
-            self._constants[value] = fill, tiny or beyond.size > 0, trained
+            self._constants[value] = Constant(mask, tiny or beyond.size > 0, trained)
         return self._constants[value]
 
     def _describe(self, node: ir.Node) -> None:
@@ -220,45 +233,46 @@ class _Planner:
         if rule.group is Group.MOVEMENT or (rule.group is Group.CONTRACTION and not moving):
             # Rows of a table, a transposed weight: trained numbers.
             data = data or any(is_constant(value) and _is_table(value) for value in floats)
-        operands = [self._of(value) for value in moving]
-        statistic = rule.statistic
-        if rule.group is Group.WIDE and node.op_type == "Cast":
-            statistic = is_float(node.outputs[0]) and inputs[0].dtype in _POSITIONS
-        elif rule.group in (Group.ELEMENTWISE, Group.MOVEMENT):
-            some = [one.statistic for one in operands]
-            # Data times a statistic is data again, and so is a quotient of two statistics.
-            alike = bool(some) and all(some) and not (node.op_type == "Div" and len(some) > 1)
-            if rule.group is Group.MOVEMENT:
-                # An epsilon that was expanded is one still.
-                statistic = any(some) or any(is_constant(value) and self._constant(value)[1] for value in floats)
-            else:
-                statistic = alike and rule.keeps_size
-            self._force(node, rule, floats, any(some), data)
-        elif rule.group is Group.COMPARISON:
-            self._force(node, rule, floats, any(one.statistic for one in operands), True)
-        elif rule.group is Group.CONTRACTION and node.domain != DOMAIN:
-            if any(one.statistic for one in operands):
-                self.forced[node] = rules.UNNORMALISED
-            elif not data:
-                self.forced[node] = rules.INDEX
+        self._force(node, floats, data)
         deep = traits.deep or (rule.group is Group.CONTRACTION and data)
-        result = Traits(data, deep, statistic, traits.huge and rule.keeps_size)
+        result = Traits(data, deep, self._is_statistic(node, floats), traits.huge and rule.keeps_size)
         if rule.group is Group.CONTROL:
             result = self._of_graphs(node) | Traits(data=True, deep=True)
         for value in node.outputs:
             # Indices and truth values made of data carry no rounding: what is computed of them is about positions.
-            self.traits[value] = result if is_float(value) else Traits()
-        if node.op_type == "Constant":
-            del self.traits[node.outputs[0]]
+            if node.op_type != "Constant":
+                self.traits[value] = result if is_float(value) else Traits()
 
-    def _force(self, node: ir.Node, rule: Rule, floats: list[ir.Value], statistic: bool, data: bool) -> None:
-        unfit = any(is_constant(value) and self._constant(value)[1] for value in floats)
-        if (unfit and rule.group is not Group.MOVEMENT) or any(self._of(value).huge for value in floats):
-            self.forced[node] = rules.CONSTANT
-        elif statistic:
-            self.forced[node] = rules.STATISTIC if data else rules.POSITION
-        elif not data:
-            self.forced[node] = rules.INDEX
+    def _is_statistic(self, node: ir.Node, floats: list[ir.Value]) -> bool:
+        """Whether a node's result may leave the narrow type's range by nature."""
+        rule = rule_for(node)
+        of_operands = [self._of(value).statistic for value in floats if not is_constant(value)]
+        if node.op_type == "Cast" and rule.group is Group.WIDE:
+            source = node.inputs[0]
+            return is_float(node.outputs[0]) and source is not None and source.dtype in _POSITIONS
+        if rule.group is Group.MOVEMENT:
+            # An epsilon that was expanded is one still.
+            return any(of_operands) or any(self._constant(value).unfit for value in floats)
+        if rule.group is Group.ELEMENTWISE:
+            # Data times a statistic is data again.
+            return bool(of_operands) and all(of_operands) and rule.keeps_size and not normalises(node)
+        return rule.statistic
+
+    def _force(self, node: ir.Node, floats: list[ir.Value], data: bool) -> None:
+        """Note why a node must be float32, where its operands are the reason."""
+        group = rule_for(node).group
+        statistic = any(self._of(value).statistic for value in floats if not is_constant(value))
+        if group is Group.CONTRACTION and node.domain != DOMAIN:
+            if statistic or not data:
+                self.forced[node] = rules.UNNORMALISED if statistic else rules.INDEX
+        elif group in (Group.ELEMENTWISE, Group.MOVEMENT, Group.COMPARISON):
+            unfit = group is not Group.MOVEMENT and any(self._constant(value).unfit for value in floats)
+            if unfit or any(self._of(value).huge for value in floats):
+                self.forced[node] = rules.CONSTANT
+            elif statistic:
+                self.forced[node] = rules.STATISTIC if data else rules.POSITION
+            elif not data and group is not Group.COMPARISON:
+                self.forced[node] = rules.INDEX
 
     def _of_graphs(self, node: ir.Node) -> Traits:
         traits = Traits()
@@ -323,17 +337,44 @@ class _Planner:
         for index, (value, slot) in enumerate(zip(node.inputs, self.slots[node].inputs, strict=False)):
             if value is None or slot != "node" or adds_to_scores(node, index) or not is_constant(value):
                 continue
-            if self._constant(value)[2]:
+            if self._constant(value).trained:
                 raise ExportFailed(
                     f"precision: {value.name!r}, an operand of {node.op_type} {node.name!r}, holds numbers that "
-                    f"{self.target.dtype.name.lower()} does not: {self._constant(value)[2]}; allowed: up to "
+                    f"{self.target.dtype.name.lower()} does not: {self._constant(value).trained}; allowed: up to "
                     f"{self.target.largest:.5g}; next step: choose bf16, which has the range of float32, or fp32"
                 )
 
 
+def normalises(node: ir.Node) -> bool:
+    """Whether a node divides numbers by a sum of the same numbers, as the last step of a softmax does."""
+    if node.op_type == "Div":
+        return _is_sum_of(node.inputs[1], node.inputs[0])
+    if node.op_type == "Mul":
+        first, second = node.inputs
+        return any(
+            inverse is not None
+            and (producer := inverse.producer()) is not None
+            and producer.op_type == "Reciprocal"
+            and _is_sum_of(producer.inputs[0], numbers)
+            for inverse, numbers in ((first, second), (second, first))
+        )
+    return False
+
+
+def _is_sum_of(value: ir.Value | None, numbers: ir.Value | None) -> bool:
+    """Whether a value is a sum of `numbers`, perhaps copied, bounded or with a constant added."""
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type == "ReduceSum":
+            return producer.inputs[0] is numbers
+        moving = [operand for operand in producer.inputs if is_float(operand) and not is_constant(operand)]  # type: ignore[arg-type]
+        if len(moving) != 1 or producer.op_type == "Constant":
+            return False
+        [value] = moving
+    return False
+
+
 def _is_table(value: ir.Value) -> bool:
-    array_shape = value.shape
-    return array_shape is not None and len(array_shape) > 0 and any(size != 1 for size in array_shape)
+    return value.shape is not None and any(size != 1 for size in value.shape)
 
 
 def nested_graphs(node: ir.Node) -> Iterator[ir.Graph]:

@@ -277,6 +277,39 @@ def test_sums_that_nothing_normalised_are_contracted_in_float32() -> None:
     assert np.allclose(run_rounded(result.model, {"x": np.zeros((2, 8), np.float32)})["y"], 100, rtol=2.0**-11)
 
 
+def test_a_quotient_is_data_again_only_where_it_is_divided_by_its_own_sum() -> None:
+    """A sum of squares over a count is a variance: 90000 where activations are 300."""
+    model = graph(
+        """(float[N,8] x, float[N,1] count) => (float[N,8] y) {
+            hidden = MatMul(x, w)
+            squares = ReduceSumSquare(hidden, axis)
+            ones = Exp(count)
+            number = ReduceSum(ones, axis)
+            variance = Div(squares, number)
+            epsilon = Constant <value = float {0.001}> ()
+            shifted = Add(variance, epsilon)
+            root = Sqrt(shifted)
+            y = Div(hidden, root)
+        }""",
+        w=np.eye(8, dtype=np.float32),
+        axis=np.array([-1]),
+    )
+    result = converted(model, "fp16")
+    types = computed_in(result.model)
+    assert {types[name] for name in ("variance", "shifted", "root")} == {FLOAT}
+    feed = {"x": np.full((1, 8), 300, np.float32), "count": np.log(np.full((1, 1), 8, np.float32))}
+    # Values of 1: x and hidden are rounded.
+    assert np.abs(run_rounded(result.model, feed)["y"] - 1).max() <= 2 * EPS["fp16"]
+    inverse = """(float[N,8] x) => (float[N,8] y) {
+        terms = Exp(x)
+        total = ReduceSum(terms, axis)
+        inverse = Reciprocal(total)
+        weights = Mul(inverse, terms)
+        y = MatMul(weights, w)
+    }"""
+    assert converted(graph(inverse, w=WEIGHT, axis=np.array([-1])), "fp16").narrow == {"MatMul": 1}
+
+
 MASKED = """(float[N,8] x, int64[N] mask) => (float[N,8] y) {
     scores = MatMul(x, k)
     kept = Cast <to = 1> (mask)
