@@ -95,12 +95,12 @@ def plugin_graph(
     plugins = compile_aot(prepared, served, targets, progress) if aot and served else {}
     words: dict[ir.Value, ir.Value] = {}
     ladders: list[BuiltSite] = []
-    for node in list(longspan_nodes(prepared)):
+    for node in _sites(prepared):
         name = node.name or ""
         ladders.append(_lowered(name, refused.get(name), name in compiled or aot))
         if name not in refused:
             _write_plugin(prepared, node, kernels.get(name), words)
-    inline_sites(prepared, [node for node in longspan_nodes(prepared) if node.name in refused])
+    inline_sites(prepared, [node for node in _sites(prepared) if node.name in refused])
     for identifier in [identifier for identifier in prepared.functions if identifier[0] == DOMAIN]:
         del prepared.functions[identifier]
     finish(prepared, (*STANDARD, DOMAIN))
@@ -109,12 +109,15 @@ def plugin_graph(
     return PluginGraph(prepared, tuple(ladders))
 
 
+def _sites(model: ir.Model) -> list[ir.Node]:
+    """The ``longspan`` nodes of the graph, nested graphs included."""
+    return [node for node in model.graph.all_nodes() if node.domain == DOMAIN]
+
+
 def _packs_in(model: ir.Model) -> list[Pack]:
     """The packs that nodes carry; the attributes are removed."""
     packs = []
-    for node in model.graph.all_nodes():
-        if node.domain != DOMAIN:
-            continue
+    for node in _sites(model):
         node.attributes.pop(PACK_ID_ATTRIBUTE, None)
         attribute = node.attributes.pop(PACK_ATTRIBUTE, None)
         if attribute is not None:
@@ -139,13 +142,9 @@ def _served(model: ir.Model, targets: Sequence[Target]) -> tuple[dict[str, Kerne
         reason = refused.get(node.name or "") or _unfit(node)
         if reason is not None:
             refused[node.name or ""] = reason
-    top = {node.name for node in longspan_nodes(model)}
-    nested = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.name not in top]
-    if nested:
-        raise ExportFailed(
-            f"node {nested[0].name!r} ({nested[0].op_type}) is inside a Loop, Scan or If; allowed for plugins: nodes "
-            "of the main graph; next step: build without the plugin"
-        )
+    for node in _sites(model):
+        if node.graph is not model.graph:
+            refused[node.name or ""] = "it is inside a Loop, Scan or If; plugins are nodes of the main graph"
     return {node: site for node, site in found.sites.items() if node not in refused}, refused
 
 

@@ -189,14 +189,17 @@ def test_the_second_output_is_named_where_it_is_used() -> None:
     assert list(node.attributes["dilation"].as_ints()) == [1]
 
 
-def test_a_site_in_a_nested_graph_is_refused() -> None:
+def test_a_site_in_a_nested_graph_is_none_of_the_plugins() -> None:
     model = model_of("""<ir_version: 10, opset_import: ["" : 20, "longspan" : 1]>
         graph (bool c, float[B,2,S,16] q) => (float y) {
             y = If (c) <then_branch = a () => (float u) { [inner] u = longspan.SlidingWindowAttention (q, q, q) },
                         else_branch = b () => (float w) { w = Identity(q) }>
         }""")
-    with pytest.raises(ExportFailed, match=r"node 'inner' \(SlidingWindowAttention\) is inside a Loop, Scan or If"):
+    with pytest.raises(ExportFailed, match="node 'inner': it is inside a Loop, Scan or If"):
         without_kernels(model)
+    graph = without_kernels(model, bodies=True)
+    assert [site.lowering for site in graph.sites] == ["function body"]
+    assert not any(node.domain for node in graph.model.graph.all_nodes())
 
 
 LISTS = """<ir_version: 10, opset_import: ["" : 20, "longspan" : 1]>
