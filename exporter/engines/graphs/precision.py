@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ....plugins.definition import DOMAIN
+from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
 from ....plugins.functions import attach_function_bodies
 from ...errors import ExportFailed, InvalidRequest
 from .inlining import inline_other_functions
@@ -71,6 +71,7 @@ def convert_precision(model: ir.Model, dtype: str, *, convert_io: bool = False) 
         del prepared.functions[identifier]
     interface = [*prepared.graph.inputs, *prepared.graph.outputs]
     declared = [DTYPES[dtype] if convert_io and is_float(value) else value.dtype for value in interface]
+    _drop_kernels_of_other_types(prepared, DTYPES[dtype])
     promote(prepared)
     inputs = len(prepared.graph.inputs)
     lowering = Lowering(prepared, plan_precision(prepared, DTYPES[dtype]), DTYPES[dtype])
@@ -78,6 +79,14 @@ def convert_precision(model: ir.Model, dtype: str, *, convert_io: bool = False) 
     if bodies:
         attach_function_bodies(prepared)
     return lowering.result(dtype)
+
+
+def _drop_kernels_of_other_types(model: ir.Model, dtype: ir.DataType) -> None:
+    """Take the GPU kernels, in place, off the ``longspan`` nodes whose type is going to be another."""
+    for node in model.graph.all_nodes():
+        if node.domain == DOMAIN and node.inputs[0] is not None and node.inputs[0].dtype != dtype:
+            for attribute in (PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE):
+                node.attributes.pop(attribute, None)
 
 
 def _infer_types(model: ir.Model) -> None:

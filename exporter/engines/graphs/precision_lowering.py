@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
+from ....plugins.definition import DOMAIN
 from ...errors import ExportFailed
 from .precision_plan import Plan, Range, nested_graphs, rule_for
 from .precision_record import Clamped, Kept, Precision
@@ -94,9 +94,6 @@ class Lowering:
             if slot and is_float(value):
                 self.native[value] = own if slot == "node" else FLOAT
                 set_dtype(value, self.native[value])
-        if node.domain == DOMAIN and own != FLOAT:
-            for attribute in (PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE):  # kernels for float32
-                node.attributes.pop(attribute, None)
 
     def _type_of(self, node: ir.Node) -> ir.DataType:
         """The type that a node computes in."""

@@ -629,15 +629,18 @@ def test_a_forbidden_distance_of_a_site_is_clamped_and_reported() -> None:
         convert_precision(attention("", inputs, bias=bias), "fp16")
 
 
-def test_kernels_for_float32_do_not_stay_at_a_site_that_is_narrow() -> None:
-    model = attention()
-    for node in model.graph:
-        if node.domain == "longspan":
-            node.attributes["kernel_pack"] = ir.AttrTensor("kernel_pack", ir.tensor(np.zeros(4, np.uint8)))
-    [site] = [node for node in convert_precision(model, "fp16").model.graph if node.domain == "longspan"]
-    assert "kernel_pack" not in site.attributes
-    [site] = [node for node in convert_precision(model, "fp32").model.graph if node.domain == "longspan"]
-    assert "kernel_pack" in site.attributes
+def test_kernels_stay_at_a_site_that_keeps_its_type_and_at_no_other() -> None:
+    def with_kernels(model: ir.Model) -> ir.Model:
+        [site] = [node for node in model.graph if node.domain == "longspan"]
+        site.attributes["kernel_pack"] = ir.AttrTensor("kernel_pack", ir.tensor(np.zeros(4, np.uint8)))
+        return model
+
+    models = {"fp32": attention(), "fp16": convert_precision(attention(), "fp16").model}
+    for own, model in models.items():
+        for dtype in ("fp32", "fp16", "bf16"):
+            result = convert_precision(with_kernels(model), dtype).model
+            [site] = [node for node in result.graph if node.domain == "longspan"]
+            assert ("kernel_pack" in site.attributes) == (dtype == own)
 
 
 def test_the_table_names_standard_operators_only_and_none_twice() -> None:
