@@ -128,7 +128,7 @@ def _next_steps(engine: Engine, bundle: Path) -> list[str]:
         return [f"next: longspan check {bundle} --engine {engine.name}"]
     words = ["trtexec", f"--onnx={engine.file}", "--stronglyTyped"]
     if manifest.plugin.api == "v3":
-        words.append("--staticPlugins=liblongspan_trt10.so")
+        words.append("--dynamicPlugins=liblongspan_trt10.so")
     for bound in ("min", "opt", "max"):
         shapes = manifest.profiles[0].inputs.items()
         named = (f"{name}:{'x'.join(map(str, getattr(shape, bound)))}" for name, shape in shapes)
