@@ -93,13 +93,13 @@ def command(bundle: Path, force: bool, pool_limit: tuple[str, ...], **options: A
 
 def print_engine(engine: Engine, bundle: Path, warnings: list[str], terminal: Console) -> None:
     """Print what was built, what it takes, and how its attention sites were lowered."""
-    from ..exporter.engines.builder import TITLES
+    from ..exporter.engines.runtimes import RUNTIMES
 
     manifest = engine.manifest
     where = f" for {', '.join(manifest.compute_capabilities)}" if manifest.compute_capabilities else ""
     size = sum(file.stat().st_size for file in engine.path.iterdir()) / 2**20
     terminal.print(
-        f"[bold]{engine.name}[/]: {TITLES[manifest.target]}{where}, {manifest.dtype}, {size:,.1f} MiB, made in "
+        f"[bold]{engine.name}[/]: {RUNTIMES[manifest.target].title}{where}, {manifest.dtype}, {size:,.1f} MiB, made in "
         f"{manifest.build_s:.1f} s",
         soft_wrap=True,
     )

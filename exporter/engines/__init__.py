@@ -10,11 +10,11 @@ from .request import BuildRequest
 if TYPE_CHECKING:
     from .builder import build
     from .manifest import Engine, EngineManifest
-    from .ort_session import open_ort_session
+    from .onnxruntime.session import open_ort_session
 
 __all__ = ["BuildRequest", "Engine", "EngineManifest", "build", "open_ort_session"]
 
 __getattr__ = lazy_names(
     globals(),
-    {"Engine": "manifest", "EngineManifest": "manifest", "build": "builder", "open_ort_session": "ort_session"},
+    {"Engine": "manifest", "EngineManifest": "manifest", "build": "builder", "open_ort_session": "onnxruntime.session"},
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import os
 import tempfile
@@ -25,8 +24,8 @@ from .graphs.prepare import dtype_of, prepare
 from .manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_BUILT, NOT_RUN, Engine, EngineManifest, PluginRecord
 from .profiles import Profile, longest_sizes, profiles_of
 from .request import NO_PLUGIN, ORT, PLUGIN_V3, TENSORRT, TENSORRT_RTX, BuildRequest
-from .worker import MODULES
-from .worker_process import build_in_child
+from .runtimes import RUNTIMES
+from .tensorrt.build_process import build_in_child
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,16 +34,9 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX", ORT: "ONNX Runtime"}
-"""What people call each target."""
-
 RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """What TensorRT-RTX 1.7 builds for."""
 
-_INSTALL = {
-    TENSORRT: "pip install tensorrt (its wheels come from the vendor's own index)",
-    TENSORRT_RTX: "pip install 'longspan[rtx]'",
-}
 _VERSIONED = ("longspan", "onnx", "onnx-ir", "onnxruntime", "polygraphy")
 
 
@@ -112,7 +104,7 @@ class _Job:
         return self._onnxruntime(folder) if self.request.target == ORT else self._tensorrt(folder)
 
     def _onnxruntime(self, folder: Path) -> EngineManifest:
-        from .onnxruntime_target import build_ort
+        from .onnxruntime.target import build_ort
 
         built = build_ort(self.bundle, self.request, self.model, folder, self.profiles, self.progress, self.warn)
         return self._manifest(
@@ -149,7 +141,7 @@ class _Job:
             )
         built = self._build(prepared.model, plugin, folder / ENGINE_FILE)
         record = None if plugin == NO_PLUGIN else _plugin_record(plugin, built["library"], named)
-        versions = {MODULES[request.target]: built["version"]}
+        versions = {RUNTIMES[request.target].module: built["version"]}
         return self._manifest(
             versions, file=ENGINE_FILE, plugin=record, build_s=built["seconds"], status=NOT_RUN, **common
         )
@@ -161,7 +153,7 @@ class _Job:
             file = Path(temporary) / MODEL_FILE
             save_model(model, file)
             return build_in_child(
-                TITLES[request.target],
+                RUNTIMES[request.target].title,
                 {
                     "target": request.target,
                     "model": str(file),
@@ -229,9 +221,11 @@ def _require_tensorrt(request: BuildRequest) -> Gpu | None:
         EnvironmentLacks: its package is missing, or the GPU that it needs.
         InvalidRequest: it cannot build for a compute capability.
     """
-    if not request.graph_only and importlib.util.find_spec(MODULES[request.target]) is None:
-        title, remedy = TITLES[request.target], _INSTALL[request.target]
-        raise EnvironmentLacks(f"--target {request.target}: {title} is not installed; next step: {remedy}")
+    runtime = RUNTIMES[request.target]
+    if not request.graph_only and not runtime.installed:
+        raise EnvironmentLacks(
+            f"--target {request.target}: {runtime.title} is not installed; next step: {runtime.install}"
+        )
     gpu = cuda_gpu()
     if request.target == TENSORRT_RTX:
         unknown = [name for name in request.compute_capabilities if name not in RTX_CAPABILITIES]

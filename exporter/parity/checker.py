@@ -129,7 +129,7 @@ def check(
     progress("write the reports")
     publish(report, folder)
     if chosen is not None and report.passed:
-        from ..engines.running import mark_as_run
+        from ..engines.running.runners import mark_as_run
 
         mark_as_run(chosen, paths[0].device)
     return report
@@ -149,7 +149,7 @@ def _paths(
 
         progress("open in ONNX Runtime")
         return runtime_paths(bundle, probe, device)
-    from ..engines.running import engine_path
+    from ..engines.running.runners import engine_path
 
     progress(f"open the engine {engine.name}")
     return (engine_path(bundle, engine, probe),)
@@ -181,7 +181,7 @@ def _compare_sites(
 def _fallback(kernel: RuntimePath, engine: Engine | None) -> str:
     """Why the kernel did not run at every site; empty where it did."""
     if engine is not None:
-        from ..engines.seen import fallback
+        from ..engines.running.seen import fallback
 
         return fallback(engine.manifest, kernel.sites)
     if kernel.runner is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..engines.profiles import Profile
-from ..engines.reach import Reach, in_words
+from ..engines.running.reach import Reach, in_words
 from ..errors import InvalidRequest
 from ..manifest import Manifest
 from ..shapes import parse_shapes, sizes_of

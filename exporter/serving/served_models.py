@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..bundle import Bundle
 from ..engines.manifest import Engine, engine_names
-from ..engines.ort_session import SESSION_FILE, SessionPlan
+from ..engines.onnxruntime.session import SESSION_FILE, SessionPlan
 from ..engines.profiles import Profile
 from ..engines.request import ORT, TENSORRT, TENSORRT_RTX
 from ..errors import InvalidRequest

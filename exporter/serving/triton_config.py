@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..engines.ort_session import CACHE_FOLDER, CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, SessionPlan
+from ..engines.onnxruntime.session import CACHE_FOLDER, CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, SessionPlan
 from ..errors import EnvironmentLacks, ExportFailed, InvalidRequest
 from ..manifest import InputRecord, Manifest, OutputRecord
 from .served_models import ORT_PLATFORM, TENSORRT_PLATFORM, ServedModel

@@ -17,7 +17,7 @@ from ...plugins import LibraryMissing, ort_library_path
 from ...plugins.library import ORT_LIBRARY_NAME, TENSORRT_MAJOR_VERSIONS, tensorrt_library_path, tensorrt_loader_path
 from ..bundle import MODEL_FILE, Bundle
 from ..engines.manifest import Engine
-from ..engines.ort_session import CACHE_FOLDER, TENSORRT_PROVIDER
+from ..engines.onnxruntime.session import CACHE_FOLDER, TENSORRT_PROVIDER
 from ..engines.request import PLUGIN_V3, TENSORRT
 from ..errors import InvalidRequest
 from ..manifest import Manifest, sha256_of

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..engines.exchange import Array
-from ..engines.inference import TensorRT, plugin_names
 from ..engines.manifest import EngineManifest
-from ..engines.reach import profile_for
+from ..engines.running.exchange import Array
+from ..engines.running.inference_worker import TensorRT, plugin_names
+from ..engines.running.reach import profile_for
 from ..whole_folders import MANIFEST_FILE
 from .trial import FEWEST_SAMPLES, START, main, peak_rss_bytes, timed
 

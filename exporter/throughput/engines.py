@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from ..bundle import Bundle
 from ..devices import CPU, CUDA, PROVIDERS, require_providers
 from ..engines.manifest import Engine
-from ..engines.ort_session import CPU_PROVIDER, TENSORRT_PROVIDER, SessionPlan
-from ..engines.reach import Reach, in_words
+from ..engines.onnxruntime.session import CPU_PROVIDER, TENSORRT_PROVIDER, SessionPlan
 from ..engines.request import ORT
-from ..engines.seen import KERNEL, built_as, fallback, sites_seen
+from ..engines.running.reach import Reach, in_words
+from ..engines.running.seen import KERNEL, built_as, fallback, sites_seen
+from ..engines.runtimes import RUNTIMES
 from ..errors import EnvironmentLacks, FallbackRan, InvalidRequest
 from .settings import BenchSettings, resolve_lengths
 from .variants import Variant
@@ -73,8 +74,8 @@ def _ort(engine: Engine) -> TimedEngine:
 
 
 def _tensorrt(engine: Engine) -> TimedEngine:
-    from ..engines.requirements import TITLES, require_runnable
-    from ..engines.running import start_process
+    from ..engines.running.requirements import require_runnable
+    from ..engines.running.runners import start_process
 
     fitting = require_runnable(engine)
     process, opened = start_process(engine, fitting)
@@ -89,7 +90,7 @@ def _tensorrt(engine: Engine) -> TimedEngine:
         module=fitting.module,
         provider=fitting.module,
     )
-    where = f"{TITLES[engine.manifest.target]} {process.version} on {fitting.gpu.name}"
+    where = f"{RUNTIMES[engine.manifest.target].title} {process.version} on {fitting.gpu.name}"
     return TimedEngine(engine, variant, CUDA, _missing(CUDA), (_described(engine, where), *fitting.notes))
 
 

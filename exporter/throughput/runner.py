@@ -14,7 +14,7 @@ from typing import Any
 
 from ...plugins.registry import operators
 from ..devices import CPU
-from ..engines.inference_process import environment_for
+from ..engines.running.inference_process import environment_for
 from .machine import available_memory, busy_seconds
 from .report import CRASHED, FAILED, OK, OUT_OF_MEMORY, OVER_LIMIT, WRONG_PATH
 from .settings import BenchSettings

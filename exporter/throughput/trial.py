@@ -162,7 +162,7 @@ def _options(ort: Any, request: dict[str, Any]) -> Any:
 def _session(ort: Any, request: dict[str, Any]) -> Any:
     prefix = str(Path(request["folder"]) / "profile")
     if request["engine"]:
-        from ..engines.ort_session import open_ort_session
+        from ..engines.onnxruntime.session import open_ort_session
 
         return open_ort_session(request["engine"], threads=request["threads"], profile=prefix)
     options = _options(ort, request)

@@ -83,7 +83,7 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("longspan.exporter.engines.builder.cuda_gpu", lambda: None)
-    monkeypatch.setattr("longspan.exporter.engines.builder.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: object())
     assert run(["build", bundle, *options]) == code
     assert message in line(capsys)
     assert not (Path(bundle) / "engines").exists()
@@ -93,7 +93,7 @@ def test_bad_input_is_one_line(
 def test_a_target_whose_package_is_missing(
     bundle: str, target: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("longspan.exporter.engines.builder.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: None)
     assert run(["build", bundle, "--target", target]) == 4
     assert f"{package} is not installed; next step: pip install" in line(capsys)
 

@@ -106,7 +106,7 @@ def test_tensorrt_that_is_not_here(
     bundle: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(monkeypatch)
-    monkeypatch.setattr("longspan.exporter.engines.requirements._installed", lambda module: False)
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: None)
     make_tensorrt_engine(bundle)
     assert "needs TensorRT 10.14.1.48, which is not installed" in refused(
         [command, str(bundle), "--engine", "trt"], 4, capsys

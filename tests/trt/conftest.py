@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from longspan.exporter.devices import cuda_gpu
 from longspan.exporter.engines.builder import RTX_CAPABILITIES
-from longspan.exporter.engines.inference_process import InferenceProcess
+from longspan.exporter.engines.running.inference_process import InferenceProcess
 from longspan.exporter.errors import ExporterError
 from longspan.plugins.errors import PluginError
 from longspan.plugins.library import tensorrt_library_path

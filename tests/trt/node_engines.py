@@ -12,9 +12,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 from longspan.exporter.engines.graphs.body_graph import body_graph
 from longspan.exporter.engines.graphs.plugin_graph import plugin_graph
-from longspan.exporter.engines.inference_process import InferenceProcess
-from longspan.exporter.engines.worker import MODULES
-from longspan.exporter.engines.worker_process import build_in_child
+from longspan.exporter.engines.running.inference_process import InferenceProcess
+from longspan.exporter.engines.runtimes import RUNTIMES
+from longspan.exporter.engines.tensorrt.build_process import build_in_child
 from longspan.plugins.functions import attach_function_bodies
 from longspan.plugins.gpu.pack_build import Target
 
@@ -143,4 +143,4 @@ def execute(engine: Path, library: str | None, feed: dict[str, Array], target: s
 @functools.cache
 def _process(target: str) -> InferenceProcess:
     """One process for all cases: starting TensorRT takes longer than a case."""
-    return InferenceProcess(MODULES[target])
+    return InferenceProcess(RUNTIMES[target].module)

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from longspan.exporter.devices import cuda_gpu
-from longspan.exporter.engines.inference_process import InferenceEnded
+from longspan.exporter.engines.running.inference_process import InferenceEnded
 from longspan.plugins.tensorrt.aot import unsupported
 
 from ..plugins.aot_cases import eligible, has_words

@@ -85,7 +85,7 @@ def in_type(
         bodies = next(longspan_nodes(model), None) is None
     if dtype is None or (dtype == present and (dtype == "fp32" or not bodies)):
         return TypedGraph(model, present, {})
-    from .precision import convert_precision
+    from ..precision.conversion import convert_precision
 
     progress(f"convert to {dtype}")
     converted = convert_precision(model, dtype)

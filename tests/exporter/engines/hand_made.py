@@ -14,13 +14,13 @@ import onnx_ir as ir
 import pytest
 from longspan.exporter.bundle import MODEL_FILE, Bundle
 from longspan.exporter.devices import Gpu
-from longspan.exporter.engines import requirements, running
-from longspan.exporter.engines.graphs.precision import convert_precision
-from longspan.exporter.engines.inference_process import InferenceProcess
 from longspan.exporter.engines.manifest import ENGINES_FOLDER, NOT_RUN, BuiltSite, Engine, EngineManifest, PluginRecord
-from longspan.exporter.engines.ort_session import CPU_PROVIDER, ProviderPlan, SessionPlan
+from longspan.exporter.engines.onnxruntime.session import CPU_PROVIDER, ProviderPlan, SessionPlan
+from longspan.exporter.engines.precision.conversion import convert_precision
 from longspan.exporter.engines.profiles import Profile, profiles_of
 from longspan.exporter.engines.request import ORT, TENSORRT
+from longspan.exporter.engines.running import requirements, runners
+from longspan.exporter.engines.running.inference_process import InferenceProcess
 from longspan.exporter.manifest import sha256_of
 from longspan.exporter.sites.record import Rung
 from longspan.exporter.whole_folders import MANIFEST_FILE
@@ -145,8 +145,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> None:
         facts: ``version``, ``layers`` and ``fault`` of the stand-in, ``gpu``, and ``major`` of the plugin library.
     """
     command = (sys.executable, str(Path(__file__).with_name("inference_stand_in.py")))
-    monkeypatch.setattr(running, "InferenceProcess", functools.partial(InferenceProcess, command=command))
-    monkeypatch.setattr(requirements, "_installed", lambda module: True)
+    monkeypatch.setattr(runners, "InferenceProcess", functools.partial(InferenceProcess, command=command))
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr(requirements, "cuda_gpu", lambda: facts.get("gpu", GPU))
     monkeypatch.setattr(requirements, "tensorrt_library_path", lambda major: str(LIBRARY))
     monkeypatch.setattr(requirements, "plugin_library_major", lambda path: facts.get("major", 10))

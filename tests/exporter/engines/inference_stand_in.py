@@ -1,4 +1,4 @@
-"""Runs in the place of `longspan.exporter.engines.inference`: its protocol, with ONNX Runtime instead of TensorRT.
+"""Runs in the place of the worker of `exporter.engines.running`: its protocol, with ONNX Runtime instead of TensorRT.
 
 The engine is an ONNX file. What else is wanted stands in environment variables: ``STAND_IN_VERSION``,
 ``STAND_IN_LAYERS`` (JSON) and ``STAND_IN_FAULT``, one of those in `Session.infer` or `Session.open`.
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longspan.exporter.engines.exchange import Array
-from longspan.exporter.engines.inference import CORRUPTED, FAILED, Refused, serve
+from longspan.exporter.engines.running.exchange import Array
+from longspan.exporter.engines.running.inference_worker import CORRUPTED, FAILED, Refused, serve
 
 FAULT = os.environ.get("STAND_IN_FAULT", "")
 

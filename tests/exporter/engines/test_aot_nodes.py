@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from longspan.exporter import ExportFailed
-from longspan.exporter.engines import worker
 from longspan.exporter.engines.graphs import aot_nodes
 from longspan.exporter.engines.graphs.plugin_graph import PluginGraph, plugin_graph
+from longspan.exporter.engines.tensorrt import build_worker
 from longspan.plugins.functions import attach_function_bodies
 from longspan.plugins.gpu.pack_build import Target
 from longspan.plugins.tensorrt import aot
@@ -139,6 +139,6 @@ def test_a_tensorrt_that_cannot_take_them_lacks_something(version: str, reason: 
     tensorrt = SimpleNamespace(
         __name__="tensorrt_of_another_name", __version__=version, init_libnvinfer_plugins=lambda logger, space: True
     )
-    with pytest.raises(worker.Refused, match=f"--plugin-api aot: .*{reason}") as refused:
-        worker._load_plugins(tensorrt, None, {"plugin": "aot", "model": str(file)})
+    with pytest.raises(build_worker.Refused, match=f"--plugin-api aot: .*{reason}") as refused:
+        build_worker._load_plugins(tensorrt, None, {"plugin": "aot", "model": str(file)})
     assert refused.value.kind == "environment"

@@ -148,9 +148,9 @@ def test_a_capability_that_the_target_does_not_have(bundle: Path) -> None:
 
 
 def test_without_the_package(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longspan.exporter.engines.builder.importlib.util.find_spec", lambda name: None)
-    for target, remedy in (("tensorrt", "pip install tensorrt"), ("tensorrt-rtx", r"pip install 'longspan\[rtx\]'")):
-        with pytest.raises(EnvironmentLacks, match=f"is not installed; next step: {remedy}"):
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: None)
+    for target, remedy in (("tensorrt", r"'longspan\[tensorrt\]'"), ("tensorrt-rtx", r"'longspan\[rtx\]'")):
+        with pytest.raises(EnvironmentLacks, match=f"is not installed; next step: pip install {remedy}"):
             build(bundle, request(target))
 
 
@@ -169,7 +169,7 @@ def test_tensorrt_without_the_plugin(bundle: Path, tmp_path: Path, monkeypatch: 
     assert engine.name == "tensorrt-sm89-fp32"
     assert (manifest.device, manifest.compute_capabilities) == ("Stand-in GPU", ("sm89",))
     assert manifest.versions["tensorrt"] == "10.14.1.48"
-    assert {rung.reason for site in manifest.sites for rung in site.ladder if not rung.chosen} == {"--plugin-api none"}
+    assert {site.ladder[0].reason for site in manifest.sites} == {"--plugin-api none"}
     assert cache.stat().st_size
     build(bundle, request("tensorrt", plugin_api="none", timing_cache=cache), force=True)
     with pytest.raises(InvalidRequest, match="its folder does not exist"):
@@ -177,7 +177,7 @@ def test_tensorrt_without_the_plugin(bundle: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_graph_is_checked_where_no_engine_can_be(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longspan.exporter.engines.builder.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: None)
     engine = build(bundle, BuildRequest("tensorrt-rtx", "fp16", graph_only=True))
     assert (engine.name, engine.file.name) == ("tensorrt-rtx-fp16-graph", "model.onnx")
     assert engine.manifest.status == NOT_BUILT

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from longspan.exporter.engines.inference import (
+from longspan.exporter.engines.running.inference_worker import (
     CORRUPTED,
     ENVIRONMENT,
     FAILED,

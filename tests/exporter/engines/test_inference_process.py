@@ -10,8 +10,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from longspan.exporter.engines.exchange import read_arrays, write_arrays
-from longspan.exporter.engines.inference_process import InferenceEnded, InferenceProcess
+from longspan.exporter.engines.running.exchange import read_arrays, write_arrays
+from longspan.exporter.engines.running.inference_process import InferenceEnded, InferenceProcess
 from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, ExportFailed
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("inference_stand_in.py")))

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from longspan.exporter.engines.graphs.body_graph import body_graph
 from longspan.exporter.engines.graphs.native import native_sites, write_native
-from longspan.exporter.engines.graphs.precision import convert_precision
+from longspan.exporter.engines.precision.conversion import convert_precision
 from longspan.plugins.sliding_window_attention.definition import Attributes
 from longspan.plugins.sliding_window_attention.reference import sliding_window_attention
 

@@ -15,18 +15,19 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from longspan.exporter import Bundle
-from longspan.exporter.engines import open_ort_session, ort_session
-from longspan.exporter.engines import ort_verification as verification
+from longspan.exporter.engines import open_ort_session
 from longspan.exporter.engines.manifest import NOT_RUN, EngineManifest
-from longspan.exporter.engines.onnxruntime_target import OrtBuild, build_ort
-from longspan.exporter.engines.ort_optimization import optimised
-from longspan.exporter.engines.ort_session import (
+from longspan.exporter.engines.onnxruntime import session as ort_session
+from longspan.exporter.engines.onnxruntime import verification
+from longspan.exporter.engines.onnxruntime.optimization import optimised
+from longspan.exporter.engines.onnxruntime.session import (
     CACHE_FOLDER,
     SESSION_FILE,
     ProviderPlan,
     SessionPlan,
     open_planned,
 )
+from longspan.exporter.engines.onnxruntime.target import OrtBuild, build_ort
 from longspan.exporter.engines.profiles import profiles_of
 from longspan.exporter.engines.request import BuildRequest
 from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, ExportFailed, InvalidRequest
@@ -287,8 +288,8 @@ def test_without_the_library_nothing_is_expanded_for_good(
     def missing() -> str:
         raise LibraryMissing("liblongspan_ort.so is not installed")
 
-    for module in ("ort_optimization", "ort_verification", "ort_session"):
-        monkeypatch.setattr(f"longspan.exporter.engines.{module}.ort_library_path", missing)
+    for module in ("optimization", "verification", "session"):
+        monkeypatch.setattr(f"longspan.exporter.engines.onnxruntime.{module}.ort_library_path", missing)
     bundle, folder, result = build(longformer_bundle, tmp_path)
     assert result.session["offline_level"] == "disabled"
     assert result.session["operator_library"] is None
@@ -300,9 +301,9 @@ def test_without_the_library_nothing_is_expanded_for_good(
 def test_weights_that_lie_beside_the_model(
     longformer_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longspan.exporter.engines.ort_optimization.EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr("longspan.exporter.engines.onnxruntime.optimization.EXTERNAL_DATA_BYTES", 1000)
     monkeypatch.setattr(
-        "longspan.exporter.engines.onnxruntime_target.save_model",
+        "longspan.exporter.engines.onnxruntime.target.save_model",
         lambda model, path: save_model(model, path, external_data_bytes=1000),
     )
     built = build(longformer_bundle, tmp_path / "built")

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from longspan.exporter.engines.graphs import precision_rules as rules
-from longspan.exporter.engines.graphs.precision import Precision, convert_precision
+from longspan.exporter.engines.precision import rules
+from longspan.exporter.engines.precision.conversion import Precision, convert_precision
 from longspan.exporter.errors import ExportFailed, InvalidRequest
 from longspan.plugins.functions import attach_function_bodies
 

@@ -19,7 +19,7 @@ import torch
 from longspan.exporter.bundle import Bundle
 from longspan.exporter.conversion import UNCHANGED
 from longspan.exporter.engines.graphs.body_graph import body_graph
-from longspan.exporter.engines.graphs.precision import convert_precision
+from longspan.exporter.engines.precision.conversion import convert_precision
 from longspan.exporter.families import Family, find_family
 from longspan.exporter.parity.comparison import Comparison
 from longspan.exporter.parity.oracle import float64_arithmetic, float64_copy, typed_copy

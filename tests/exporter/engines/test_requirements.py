@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from longspan.exporter.devices import Gpu
-from longspan.exporter.engines import requirements
 from longspan.exporter.engines.manifest import Engine, PluginRecord
-from longspan.exporter.engines.requirements import require_runnable, require_version, runs_on
+from longspan.exporter.engines.running import requirements
+from longspan.exporter.engines.running.requirements import require_runnable, require_version, runs_on
+from longspan.exporter.engines.runtimes import EngineRuntime
 from longspan.exporter.errors import EnvironmentLacks, InvalidRequest
 from longspan.exporter.manifest import sha256_of
 from longspan.plugins.errors import InvalidLibrary
@@ -35,7 +36,7 @@ def test_what_fits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("target", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
 def test_a_missing_package(make: Make, monkeypatch: pytest.MonkeyPatch, target: str, extra: str) -> None:
     stand_in(monkeypatch)
-    monkeypatch.setattr(requirements, "_installed", lambda module: False)
+    monkeypatch.setattr("longspan.exporter.engines.runtimes.importlib.util.find_spec", lambda name: None)
     with pytest.raises(EnvironmentLacks, match=rf"TensorRT.* is not installed; next step: .*longspan\[{extra}\]"):
         require_runnable(make(target=target))
 
@@ -43,7 +44,8 @@ def test_a_missing_package(make: Make, monkeypatch: pytest.MonkeyPatch, target: 
 def test_packages_are_looked_for_and_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "raises_when_imported.py").write_text("raise RuntimeError")
     monkeypatch.syspath_prepend(tmp_path)
-    assert requirements._installed("raises_when_imported") and not requirements._installed("no_such_module_anywhere")
+    assert EngineRuntime("", "raises_when_imported", "").installed
+    assert not EngineRuntime("", "no_such_module_anywhere", "").installed
 
 
 def test_no_gpu(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

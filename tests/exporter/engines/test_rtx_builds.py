@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from longspan.exporter import ExportFailed
 from longspan.exporter.engines.graphs.body_graph import body_graph
-from longspan.exporter.engines.worker_process import build_in_child
+from longspan.exporter.engines.tensorrt.build_process import build_in_child
 from longspan.plugins.functions import attach_function_bodies
 
 from .prepared_graphs import graph_of

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from longspan.exporter import check
 from longspan.exporter.bundle import MODEL_FILE, Bundle
-from longspan.exporter.engines import running
 from longspan.exporter.engines.manifest import NOT_RUN, BuiltSite, Engine
-from longspan.exporter.engines.reach import Reach, profile_for
-from longspan.exporter.engines.seen import sites_seen
+from longspan.exporter.engines.running import runners
+from longspan.exporter.engines.running.reach import Reach, profile_for
+from longspan.exporter.engines.running.seen import sites_seen
 from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, ExportFailed, FallbackRan, InvalidRequest
 from longspan.exporter.parity.cases import BATCHES, sweep_lengths
 from longspan.exporter.parity.oracle import typed_copy
@@ -276,7 +276,7 @@ def test_a_status_is_not_written_over_an_engine_that_was_built_again(bundle: Pat
     file = engine.path / MANIFEST_FILE
     newer = file.read_text().replace("2026-01-01", "2026-02-02")
     file.write_text(newer)
-    running.mark_as_run(engine, "a GPU")
+    runners.mark_as_run(engine, "a GPU")
     assert file.read_text() == newer
 
 

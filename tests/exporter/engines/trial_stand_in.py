@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inference_stand_in import Session  # type: ignore[import-not-found]
-from longspan.exporter.engines.exchange import Array
+from longspan.exporter.engines.running.exchange import Array
 from longspan.exporter.throughput import engine_trial
 from longspan.exporter.throughput.trial import main
 

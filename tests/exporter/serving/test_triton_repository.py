@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from longspan.exporter import Bundle
-from longspan.exporter.engines.ort_session import (
+from longspan.exporter.engines.onnxruntime.session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     TENSORRT_PATHS,

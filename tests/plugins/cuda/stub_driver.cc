@@ -28,7 +28,8 @@ namespace {
 
 std::mutex mutex;
 Stub state;
-CUctx_st contexts[2] = {{0}, {1}};
+CUctx_st contexts[2] = {{0}, {1}};  // the primary ones
+CUctx_st created = {0};
 thread_local std::vector<CUcontext> current;
 
 // What a function returns: an error where the test asked for one.
@@ -109,6 +110,12 @@ STUB CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
 STUB CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
   const std::lock_guard<std::mutex> lock(mutex);
   --state.contexts;
+  return 0;
+}
+
+// One more context of device 0.
+STUB CUresult cuCtxCreate_v2(CUcontext* context, unsigned, CUdevice) {
+  current.push_back(*context = &created);
   return 0;
 }
 

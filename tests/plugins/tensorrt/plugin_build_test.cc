@@ -1,5 +1,7 @@
 // The plugins in the hands of a builder: fields, types and formats, shape expressions, workspace, what is refused.
+#include <atomic>
 #include <random>
+#include <thread>
 
 #include "nodes.h"
 
@@ -127,6 +129,28 @@ void TestAcceptedFields(const Creators& creators) {
   Expect(clone.core->getPluginName() == std::string(kWindow) && clone.build->getNbOutputs() == 2, "name and outputs");
   Expect(clone.build->getNbTactics() == 0 && clone.runtime->setTactic(0) == 0, "the default tactic");
   ExpectRefused(clone.runtime->setTactic(1) != 0, "tactic 1 was chosen");
+  const char *id = clone.build->getTimingCacheID(), *metadata = clone.build->getMetadataString();
+  const nvinfer1::PluginFieldCollection* saved = clone.runtime->getFieldsToSerialize();
+  Expect(id == clone.build->getTimingCacheID() && metadata == clone.build->getMetadataString() &&
+             saved == clone.runtime->getFieldsToSerialize() &&
+             saved->fields == clone.runtime->getFieldsToSerialize()->fields,
+         "what a plugin has returned stays where it is");
+}
+
+// Engines are read by several threads at once, with the creators of one process (the thread sanitizer watches).
+void TestThreads(const Creators& creators) {
+  std::vector<std::thread> threads;
+  std::atomic<int> made{0};
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int trial = 0; trial < 20; ++trial) {
+        made += creators.Of(kWindow).getFieldNames()->nbFields == 12;
+        made += creators.Deserialize(kWindow, WindowFields().Strings("type", {"float16"})).Clone() ? 1 : 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  ExpectFine(made == 2 * 4 * 20, "plugins made in threads");
 }
 
 // Fields of random types, lengths and values: each is refused with a message, or becomes a plugin that an engine keeps
@@ -343,6 +367,7 @@ int main() {
     TestRefusedFields(creators);
     TestAcceptedFields(creators);
     TestRandomFields(creators);
+    TestThreads(creators);
     TestTypes(creators);
     TestShapes(creators);
     TestConfiguration(creators);

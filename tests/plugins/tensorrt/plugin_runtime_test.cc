@@ -238,6 +238,15 @@ void TestDevices(const Creators& creators) {
   Expect(State().modules == 1, "loads for the device that is current");
   pop(&other);
   release(1);
+  const auto create = reinterpret_cast<CUresult (*)(CUcontext*, unsigned, CUdevice)>(dlsym(library, "cuCtxCreate_v2"));
+  create(&other, 0, 0);
+  ExpectRefused(!engine.Attach(&context), "the current CUDA context is not the primary one of device 0 (Stub");
+  pop(&other);
+  ExpectFine(here.Announce(in, out) == 0, "the primary context again");
+  create(&other, 0, 0);
+  ExpectRefused(here.Announce(in, out) != 0, "the current CUDA context is not the primary one");
+  ExpectRefused(Enqueue(here, in, out) != 0, "before its shapes were announced");
+  pop(&other);
   dlclose(library);
   TakeCalls();
 }

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..manifest import Manifest
-from ..sources.base import BATCH, SEQUENCE
-from .profiles import Profile, Shape
+from ...manifest import Manifest
+from ...sources.base import BATCH, SEQUENCE
+from ..profiles import Profile, Shape
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Build one engine in a process of its own. ``python -m longspan.exporter.engines.worker < request.json``.
+"""Build one engine in a process of its own: ``python -m longspan.exporter.engines.tensorrt.build_worker``.
 
 TensorRT can end its process where a network is not to its liking, and Polygraphy decides between TensorRT and
 TensorRT-RTX when it is imported. The process reads a JSON request from stdin and writes events to stdout, a JSON object
@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from .request import TENSORRT_RTX
-
-MODULES = {"tensorrt": "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
-"""Python module of each target."""
+from ..request import TENSORRT_RTX
+from ..runtimes import RUNTIMES
 
 _PARSING = "Parsing node: "
 """What TensorRT's parser logs before each node."""
@@ -99,7 +97,7 @@ def build(request: dict[str, Any], events: Events) -> dict[str, Any]:
     """
     import importlib
 
-    trt = importlib.import_module(MODULES[request["target"]])
+    trt = importlib.import_module(RUNTIMES[request["target"]].module)
     events.tell("version", version=trt.__version__)
     logger = _logger(trt, events)
     library = _load_plugins(trt, logger, request)
@@ -151,17 +149,17 @@ def _load_plugins(trt: Any, logger: Any, request: dict[str, Any]) -> str | None:
     if request["plugin"] == "none":
         return None
     trt.init_libnvinfer_plugins(logger, "")
-    from ...plugins.errors import PluginError
+    from ....plugins.errors import PluginError
 
     if request["plugin"] == "aot":
-        from ...plugins.tensorrt.aot import register_plugins
+        from ....plugins.tensorrt.aot import register_plugins
 
         try:
             register_plugins(trt, request["model"])
         except PluginError as error:
             raise Refused("environment", f"--plugin-api aot: {error}") from error
         return None
-    from ...plugins.library import plugin_library_major, tensorrt_library_path
+    from ....plugins.library import plugin_library_major, tensorrt_library_path
 
     major = int(trt.__version__.split(".")[0])
     try:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
-from ..bundle import Bundle
-from ..devices import cuda_gpu
-from ..errors import EnvironmentLacks, ExporterError, ExportFailed, InvalidRequest
-from ..parity.inputs import Feed
-from ..parity.runners import RuntimePath, open_session, runtime_version, what_ran
-from ..parity.tolerances import numpy_name
-from .manifest import Engine
-from .ort_session import CPU_PROVIDER, TENSORRT_PROVIDER, SessionPlan, open_ort_session
+from ...bundle import Bundle
+from ...devices import cuda_gpu
+from ...errors import EnvironmentLacks, ExporterError, ExportFailed, InvalidRequest
+from ...parity.inputs import Feed
+from ...parity.runners import RuntimePath, open_session, runtime_version, what_ran
+from ...parity.tolerances import numpy_name
+from ..manifest import Engine
+from ..onnxruntime.session import CPU_PROVIDER, TENSORRT_PROVIDER, SessionPlan, open_ort_session
 from .seen import built_as, path_name
 
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...plugins import LibraryMissing, ort_library_path
-from ..bundle import Bundle
-from ..errors import ExportFailed
-from ..graph_io import save_model
-from ..parity.cases import sweep_lengths
-from ..parity.inputs import Feed, draw_inputs, numpy_type
-from ..parity.runners import open_session, what_ran
-from ..parity.tolerances import FACTOR, Scale
-from ..sites.record import AttentionSite
-from ..sources.base import BATCH, SEQUENCE
-from .ort_session import CPU_PROVIDER, TENSORRT_PROVIDER, ProviderPlan, SessionPlan, open_planned
+from ....plugins import LibraryMissing, ort_library_path
+from ...bundle import Bundle
+from ...errors import ExportFailed
+from ...graph_io import save_model
+from ...parity.cases import sweep_lengths
+from ...parity.inputs import Feed, draw_inputs, numpy_type
+from ...parity.runners import open_session, what_ran
+from ...parity.tolerances import FACTOR, Scale
+from ...sites.record import AttentionSite
+from ...sources.base import BATCH, SEQUENCE
+from .session import CPU_PROVIDER, TENSORRT_PROVIDER, ProviderPlan, SessionPlan, open_planned
 
 if TYPE_CHECKING:
     import onnx_ir as ir

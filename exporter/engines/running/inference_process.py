@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import BundleCorrupted, EnvironmentLacks, ExporterError, ExportFailed
+from ...errors import BundleCorrupted, EnvironmentLacks, ExporterError, ExportFailed
 from .exchange import Array, read_arrays, write_arrays
-from .inference import CORRUPTED, ENVIRONMENT, FAILED
+from .inference_worker import CORRUPTED, ENVIRONMENT, FAILED
 
-MODULE = "longspan.exporter.engines.inference"
+MODULE = "longspan.exporter.engines.running.inference_worker"
 
 _RTX_VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 _KINDS: dict[str, type[ExporterError]] = {

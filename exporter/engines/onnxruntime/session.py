@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...plugins.library import ORT_LIBRARY_NAME, ort_library_path, tensorrt_loader_path
-from ..devices import verify_session
-from ..errors import BundleCorrupted, EnvironmentLacks, InvalidRequest
-from ..whole_folders import ENGINE, MANIFEST_FILE, verify_files
-from .manifest import EngineManifest
-from .profiles import Profile, Shape
-from .request import ORT
+from ....plugins.library import ORT_LIBRARY_NAME, ort_library_path, tensorrt_loader_path
+from ...devices import verify_session
+from ...errors import BundleCorrupted, EnvironmentLacks, InvalidRequest
+from ...whole_folders import ENGINE, MANIFEST_FILE, verify_files
+from ..manifest import EngineManifest
+from ..profiles import Profile, Shape
+from ..request import ORT
 
 SESSION_FILE = "session.json"
 """The session beside the model, for programs that open it without Longspan."""

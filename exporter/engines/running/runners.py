@@ -12,20 +12,21 @@ from typing import Any
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from ..bundle import Bundle
-from ..errors import BundleCorrupted, ExportFailed
-from ..manifest import Manifest
-from ..parity.inputs import Feed, numpy_type
-from ..parity.runners import RuntimePath
-from ..parity.tolerances import numpy_name
-from ..reports.files import write_atomically
-from ..whole_folders import MANIFEST_FILE
+from ...bundle import Bundle
+from ...errors import BundleCorrupted, ExportFailed
+from ...manifest import Manifest
+from ...parity.inputs import Feed, numpy_type
+from ...parity.runners import RuntimePath
+from ...parity.tolerances import numpy_name
+from ...reports.files import write_atomically
+from ...whole_folders import MANIFEST_FILE
+from ..manifest import NOT_BUILT, NOT_RUN, Engine, EngineManifest
+from ..profiles import Profile
+from ..request import ORT
+from ..runtimes import RUNTIMES
 from .inference_process import InferenceEnded, InferenceProcess
-from .manifest import NOT_BUILT, NOT_RUN, Engine, EngineManifest
-from .profiles import Profile
 from .reach import profile_for
-from .request import ORT
-from .requirements import TITLES, Fitting, require_runnable, require_version
+from .requirements import Fitting, require_runnable, require_version
 from .seen import path_name, sites_seen
 
 
@@ -108,7 +109,7 @@ def engine_path(bundle: Bundle, engine: Engine, probe: Feed) -> RuntimePath:
         ExportFailed: it cannot be loaded.
     """
     if engine.manifest.target == ORT or engine.manifest.status == NOT_BUILT:
-        from .onnxruntime_path import graph_path, onnxruntime_path
+        from .onnxruntime_runners import graph_path, onnxruntime_path
 
         opens = graph_path if engine.manifest.status == NOT_BUILT else onnxruntime_path
         return opens(bundle, engine, probe)
@@ -128,7 +129,7 @@ def _tensorrt_path(bundle: Bundle, engine: Engine, fitting: Fitting) -> RuntimeP
         provider=fitting.gpu.name,
         library=None if fitting.library is None else str(fitting.library),
         device=fitting.gpu.name,
-        runtime=f"{TITLES[manifest.target]} {process.version}",
+        runtime=f"{RUNTIMES[manifest.target].title} {process.version}",
         dtype=numpy_name(manifest.dtype),
         notes=fitting.notes,
     )
@@ -142,7 +143,7 @@ def start_process(engine: Engine, fitting: Fitting) -> tuple[InferenceProcess, d
         EnvironmentLacks: the runtime is of another version, or cannot load it.
         ExportFailed: the process ended.
     """
-    title = TITLES[engine.manifest.target]
+    title = RUNTIMES[engine.manifest.target].title
     process = InferenceProcess(fitting.module)
     try:
         require_version(engine, process.version)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ....plugins.definition import DOMAIN
 from ....plugins.registry import operator, operators
 from ...errors import ExportFailed
-from .refusals import STANDARD
+from ..graphs.refusals import STANDARD
 
 FLOAT = ir.DataType.FLOAT
 FLOATS = frozenset((ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16))

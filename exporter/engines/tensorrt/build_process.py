@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import EnvironmentLacks, ExporterError, ExportFailed, InvalidRequest
+from ...errors import EnvironmentLacks, ExporterError, ExportFailed, InvalidRequest
 
-_WORKER = "longspan.exporter.engines.worker"
+_WORKER = "longspan.exporter.engines.tensorrt.build_worker"
 _KINDS: dict[str, type[ExporterError]] = {"environment": EnvironmentLacks, "request": InvalidRequest}
 
 

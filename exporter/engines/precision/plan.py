@@ -19,9 +19,9 @@ import onnx_ir as ir
 
 from ....plugins.definition import DOMAIN
 from ...errors import ExportFailed
-from . import precision_rules as rules
-from .precision_rules import Group, Pull, Rule, rule_of
-from .precision_values import (
+from . import rules
+from .rules import Group, Pull, Rule, rule_of
+from .values import (
     Slots,
     adds_to_scores,
     constant_of,

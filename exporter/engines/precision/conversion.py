@@ -1,7 +1,7 @@
 """Turn a float32 graph into a strongly typed one of another precision, with islands that stay float32.
 
 In a strongly typed graph the types in the file are those that are computed in: nothing is left to a builder's flags.
-What computes in which type, and why, is in `precision_rules.py`; how it is decided for a node in `precision_plan.py`.
+What computes in which type, and why, is in `rules.py`; how it is decided for a node in `plan.py`.
 See ``docs/precision.md``.
 """
 
@@ -14,11 +14,11 @@ import onnx_ir as ir
 from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
 from ....plugins.functions import attach_function_bodies
 from ...errors import ExportFailed, InvalidRequest
-from .inlining import inline_other_functions
-from .precision_lowering import Lowering
-from .precision_plan import plan_precision
-from .precision_record import Clamped, Kept, Precision
-from .precision_values import is_float, promote
+from ..graphs.inlining import inline_other_functions
+from .lowering import Lowering
+from .plan import plan_precision
+from .record import Clamped, Kept, Precision
+from .values import is_float, promote
 
 __all__ = ["DTYPES", "MINIMUM_OPSET", "Clamped", "Kept", "Precision", "convert_precision"]
 

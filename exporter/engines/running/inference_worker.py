@@ -1,4 +1,4 @@
-"""Run an engine in a process of its own. ``python -m longspan.exporter.engines.inference``.
+"""Run an engine in a process of its own. ``python -m longspan.exporter.engines.running.inference_worker``.
 
 TensorRT can end its process, and Polygraphy decides between TensorRT and TensorRT-RTX when it is imported; a checker
 must survive both. The process reads requests from stdin and answers each on stdout, a line of JSON either way, until

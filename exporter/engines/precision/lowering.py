@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from ....plugins.definition import DOMAIN
 from ...errors import ExportFailed
-from .precision_plan import Plan, Range, nested_graphs, rule_for
-from .precision_record import Clamped, Kept, Precision
-from .precision_rules import Group
-from .precision_values import FLOAT, GUARD, adds_to_scores, constant_of, graphs_of, is_constant, is_float, set_dtype
+from .plan import Plan, Range, nested_graphs, rule_for
+from .record import Clamped, Kept, Precision
+from .rules import Group
+from .values import FLOAT, GUARD, adds_to_scores, constant_of, graphs_of, is_constant, is_float, set_dtype
 
 
 class Lowering:

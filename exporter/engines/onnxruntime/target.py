@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...plugins.definition import DOMAIN
-from ...plugins.library import ORT_LIBRARY_NAME
-from ..bundle import MODEL_FILE, Bundle
-from ..devices import CUDA, cuda_devices
-from ..errors import EnvironmentLacks, ExportFailed, InvalidRequest
-from ..graph_io import save_model
-from ..manifest import KernelsRecord
-from ..sites.record import Rung, longspan_nodes
-from ..versions import installed_versions
-from .graphs.prepare import dtype_of, in_type
-from .manifest import NOT_RUN, BuiltSite
-from .ort_optimization import offline_level, optimised
-from .ort_session import (
+from ....plugins.definition import DOMAIN
+from ....plugins.library import ORT_LIBRARY_NAME
+from ...bundle import MODEL_FILE, Bundle
+from ...devices import CUDA, cuda_devices
+from ...errors import EnvironmentLacks, ExportFailed, InvalidRequest
+from ...graph_io import save_model
+from ...manifest import KernelsRecord
+from ...sites.record import Rung, longspan_nodes
+from ...versions import installed_versions
+from ..graphs.prepare import dtype_of, in_type
+from ..manifest import NOT_RUN, BuiltSite
+from ..profiles import Profile
+from ..request import PLUGIN_V3, BuildRequest
+from .optimization import offline_level, optimised
+from .session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     SESSION_FILE,
@@ -38,14 +40,12 @@ from .ort_session import (
     cuda_options,
     tensorrt_options,
 )
-from .ort_verification import Agreement, verify, width_of
-from .profiles import Profile
-from .request import PLUGIN_V3, BuildRequest
+from .verification import Agreement, verify, width_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .graphs.plugin_graph import PluginGraph
+    from ..graphs.plugin_graph import PluginGraph
 
 _NUMPY_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -127,7 +127,7 @@ def build_ort(
         if plugins is not None:
             written = plugins.model
         elif request.provider == "tensorrt":
-            from .graphs.body_graph import body_graph
+            from ..graphs.body_graph import body_graph
 
             progress("inline the function bodies")
             written = body_graph(source)
@@ -177,7 +177,7 @@ def _kernels_of_type(model: ir.Model, exported: KernelsRecord, progress: Callabl
         InvalidRequest: no site has a kernel.
         ExportFailed: a kernel does not compile.
     """
-    from ..kernel_packs import add_kernels, targets_of
+    from ...kernel_packs import add_kernels, targets_of
 
     architectures = [target for target in exported.targets if target != "ptx"]
     return add_kernels(model, targets_of(",".join(architectures), "ptx" in exported.targets), progress)
@@ -203,8 +203,8 @@ def _plugins(
             "--plugin-api v3: the bundle has no GPU kernels, so nothing says for which GPUs; next step: export it with "
             "--gpu-arch"
         )
-    from ..kernel_packs import targets_of
-    from .graphs.plugin_graph import plugin_graph
+    from ...kernel_packs import targets_of
+    from ..graphs.plugin_graph import plugin_graph
 
     progress("make plugins of the attention sites")
     architectures = ",".join(target for target in gpu.targets if target != "ptx")

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...plugins import LibraryMissing, ort_library_path
-from ...plugins.definition import DOMAIN
-from ..errors import ExportFailed
-from ..graph_io import EXTERNAL_DATA_BYTES, save_model
-from ..sites.record import longspan_nodes
-from .ort_session import CPU_PROVIDER, LEVELS
-from .request import BuildRequest
+from ....plugins import LibraryMissing, ort_library_path
+from ....plugins.definition import DOMAIN
+from ...errors import ExportFailed
+from ...graph_io import EXTERNAL_DATA_BYTES, save_model
+from ...sites.record import longspan_nodes
+from ..request import BuildRequest
+from .session import CPU_PROVIDER, LEVELS
 
 if TYPE_CHECKING:
     import onnx_ir as ir

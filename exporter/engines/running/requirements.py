@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...plugins.errors import PluginError
-from ...plugins.library import plugin_library_major, tensorrt_library_path
-from ..devices import Gpu, cuda_gpu
-from ..errors import EnvironmentLacks, InvalidRequest
-from ..manifest import sha256_of
-from .manifest import NOT_BUILT, Engine, EngineManifest
-from .request import PLUGIN_V3, TENSORRT, TENSORRT_RTX
-from .worker import MODULES
-
-TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-"""What people call each target that has a module of its own."""
-
-_INSTALL = {
-    TENSORRT: "pip install 'longspan[tensorrt]' (its wheels come from the vendor's own index)",
-    TENSORRT_RTX: "pip install 'longspan[rtx]'",
-}
+from ....plugins.errors import PluginError
+from ....plugins.library import plugin_library_major, tensorrt_library_path
+from ...devices import Gpu, cuda_gpu
+from ...errors import EnvironmentLacks, InvalidRequest
+from ...manifest import sha256_of
+from ..manifest import NOT_BUILT, Engine, EngineManifest
+from ..request import PLUGIN_V3, TENSORRT, TENSORRT_RTX
+from ..runtimes import RUNTIMES
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def require_runnable(engine: Engine) -> Fitting:
         EnvironmentLacks: the runtime's package, a GPU of the right architecture or the plugin library is missing.
         LibraryMissing: Longspan has no plugin library for the runtime's major version.
     """
-    manifest, title = engine.manifest, TITLES[engine.manifest.target]
+    manifest, runtime = engine.manifest, RUNTIMES[engine.manifest.target]
     if manifest.status == NOT_BUILT:
         raise InvalidRequest(
             f"--engine {engine.name}: is a graph from which no engine was built; next step: longspan build without "
@@ -63,11 +54,10 @@ def require_runnable(engine: Engine) -> Fitting:
             f"--engine {engine.name}: was built without its weights (--strip), so it cannot run; next step: refit it "
             "with model.onnx, or build it without --strip"
         )
-    module = MODULES[manifest.target]
-    if not _installed(module):
+    if not runtime.installed:
         raise EnvironmentLacks(
-            f"--engine {engine.name}: needs {title} {built_with(manifest)}, which is not installed; next step: "
-            f"{_INSTALL[manifest.target]}"
+            f"--engine {engine.name}: needs {runtime.title} {built_with(manifest)}, which is not installed; next step: "
+            f"{runtime.install}"
         )
     gpu = cuda_gpu()
     wanted = architectures(manifest)
@@ -81,13 +71,13 @@ def require_runnable(engine: Engine) -> Fitting:
             f"--engine {engine.name}: was built for {wanted}; the GPU here, {gpu.name}, is {gpu.architecture}; next "
             f"step: {_build_again(manifest, gpu.architecture)}"
         )
-    library, notes = _library(engine, title)
+    library, notes = _library(engine, runtime.title)
     if manifest.target == TENSORRT and manifest.device not in ("", gpu.name):
         notes = (
             *notes,
             f"the engine was built on {manifest.device}, whose timings chose its kernels, not on {gpu.name}",
         )
-    return Fitting(module, gpu, library, notes)
+    return Fitting(runtime.module, gpu, library, notes)
 
 
 def require_version(engine: Engine, version: str) -> None:
@@ -99,7 +89,7 @@ def require_version(engine: Engine, version: str) -> None:
     Raises:
         EnvironmentLacks: it cannot.
     """
-    manifest, title = engine.manifest, TITLES[engine.manifest.target]
+    manifest, title = engine.manifest, RUNTIMES[engine.manifest.target].title
     built, here = (_numbers(text) for text in (built_with(manifest), version))
     if manifest.options.get("version_compatible"):
         if built[:1] == here[:1] and built <= here:
@@ -117,7 +107,7 @@ def require_version(engine: Engine, version: str) -> None:
 
 def built_with(manifest: EngineManifest) -> str:
     """Version of the runtime that built an engine."""
-    return manifest.versions[MODULES[manifest.target]]
+    return manifest.versions[RUNTIMES[manifest.target].module]
 
 
 def architectures(manifest: EngineManifest) -> str:
@@ -158,13 +148,6 @@ def _library(engine: Engine, title: str) -> tuple[Path | None, tuple[str, ...]]:
     if sha256_of(library) == plugin.sha256:
         return library, ()
     return library, (f"the plugin library {library.name} is not the one that the engine was built with (SHA-256)",)
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # a module that was put in sys.modules without a spec
-        return False
 
 
 def _build_again(manifest: EngineManifest, architecture: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..parity.report import ENGINE
-from .inference import plugin_names
-from .manifest import Engine, EngineManifest
+from ...parity.report import ENGINE
+from ..manifest import Engine, EngineManifest
+from .inference_worker import plugin_names
 
 KERNEL, FUNCTION_BODY = "kernel", "function body"
 

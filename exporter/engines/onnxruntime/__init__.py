@@ -1,0 +1,1 @@
+"""Target ``ort``: an optimised model, and the session that it is opened with."""

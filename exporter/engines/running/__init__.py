@@ -1,0 +1,1 @@
+"""Engines as Polygraphy runners, and what they need to run."""

@@ -1,0 +1,1 @@
+"""Building with TensorRT and TensorRT-RTX, in a process of its own."""
