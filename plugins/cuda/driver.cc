@@ -69,6 +69,16 @@ std::string Device::Describe() const {
          std::to_string(capability / 10) + "." + std::to_string(capability % 10) + ")";
 }
 
+void Device::ExpectPrimaryContext() const {
+  CUcontext current = nullptr;
+  driver_->Check(api().ctx_get_current(&current), "cuCtxGetCurrent");
+  if (current == nullptr || current == context_) return;
+  throw CudaError("the current CUDA context is not the primary one of " + Describe() +
+                      ", which kernels are loaded into; next step: make no context of your own (cudaSetDevice does "
+                      "what is needed; with PyCUDA, pycuda.autoprimaryctx)",
+                  -1);
+}
+
 CurrentContext::CurrentContext(const Device& device) : device_(device) {
   CUcontext current = nullptr;
   device_.driver().Check(device_.api().ctx_get_current(&current), "cuCtxGetCurrent");

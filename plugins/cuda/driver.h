@@ -36,7 +36,7 @@ class Driver {
   void* library_ = nullptr;
 };
 
-// One device with its primary context, which is the one that ONNX Runtime uses.
+// One device with its primary context: the one that the CUDA runtime makes, so that of ONNX Runtime too.
 class Device {
  public:
   // `ordinal` as in CUDA_VISIBLE_DEVICES' numbering. Throws CudaError.
@@ -51,6 +51,10 @@ class Device {
 
   // "device 0 (NAME, compute capability 9.0)"
   std::string Describe() const;
+
+  // Throws CudaError where the calling thread works in another context of the device, on whose streams kernels of the
+  // primary one do not run.
+  void ExpectPrimaryContext() const;
 
   const int ordinal;
   int capability = 0;  // 10 * major + minor

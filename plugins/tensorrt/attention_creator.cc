@@ -52,7 +52,7 @@ nvinfer1::IPluginV3* AttentionCreator::createPlugin(const char* layer, const nvi
   const bool building = phase == nvinfer1::TensorRTPhase::kBUILD;
   const std::string name = layer != nullptr ? layer : "";
   AttentionPlugin* made = nullptr;
-  Guarded("longspan " + std::string(op_.name) + (name.empty() ? "" : " '" + name + "'"), nullptr, [&] {
+  Guarded(Title(op_.name, name), nullptr, [&] {
     std::vector<std::string> allowed;
     const nvinfer1::PluginFieldCollection& announced = *announced_.Collection();
     for (int32_t i = 0; i < announced.nbFields; ++i) allowed.emplace_back(announced.fields[i].name);

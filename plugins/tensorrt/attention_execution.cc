@@ -62,7 +62,11 @@ AttentionExecution::AttentionExecution(std::shared_ptr<cuda::Runtime> runtime,
 
 void AttentionExecution::Load(cpu::ElementType type) {
   const int device = runtime_->modules().CurrentDevice();
-  if (launcher_ != nullptr && type == type_ && launcher_->device().ordinal == device) return;
+  if (launcher_ == nullptr || type != type_ || launcher_->device().ordinal != device) MakeLauncher(type, device);
+  launcher_->device().ExpectPrimaryContext();
+}
+
+void AttentionExecution::MakeLauncher(cpu::ElementType type, int device) {
   ready_ = false;
   launcher_.reset();
   cuda::Packs packs = runtime_->PathPacks();

@@ -51,6 +51,8 @@ class AttentionExecution {
            CUstream stream) const;
 
  private:
+  void MakeLauncher(cpu::ElementType type, int device);
+
   const std::shared_ptr<cuda::Runtime> runtime_;
   const std::shared_ptr<const AttentionNode> node_;
   const bool built_here_;

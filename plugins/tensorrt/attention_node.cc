@@ -82,6 +82,10 @@ DataType NetworkType(OperandType type, DataType element) {
   }
 }
 
+std::string Title(std::string_view op, const std::string& layer) {
+  return "longspan " + std::string(op) + (layer.empty() ? "" : " '" + layer + "'");
+}
+
 AttentionNode::AttentionNode(const cuda::OperatorFact& op, const CommonAttributes& common, std::string layer,
                              const FieldReader& fields, cuda::Runtime* runtime)
     : op(op),
@@ -124,10 +128,6 @@ void AttentionNode::Write(std::optional<cpu::ElementType> type, FieldList* field
   fields->AddStrings(kResultsField, lse ? std::vector<std::string>{"Y", "lse"} : std::vector<std::string>{"Y"});
   if (type) fields->AddStrings(kTypeField, {node.dtype});
   if (pack != nullptr) fields->AddBytes(kPackField, pack->data());
-}
-
-std::string AttentionNode::Title() const {
-  return "longspan " + std::string(op.name) + (layer.empty() ? "" : " '" + layer + "'");
 }
 
 }  // namespace longspan::trt

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "attention/node.h"
@@ -32,6 +33,9 @@ std::optional<cpu::ElementType> ElementTypeOf(nvinfer1::DataType type);
 // words of INT32.
 nvinfer1::DataType NetworkType(OperandType type, nvinfer1::DataType element);
 
+// What messages call a node: operator and layer, where that has a name.
+std::string Title(std::string_view op, const std::string& layer);
+
 // Immutable, and shared by all clones of a plugin.
 class AttentionNode {
  public:
@@ -57,9 +61,6 @@ class AttentionNode {
 
   // The fields that make the same node again, with its T where that is known.
   void Write(std::optional<cpu::ElementType> type, FieldList* fields) const;
-
-  // What messages call it: operator and layer.
-  std::string Title() const;
 
   const cuda::OperatorFact& op;
   const CommonAttributes common;

@@ -74,7 +74,7 @@ void SetShape(std::initializer_list<const IDimensionExpr*> axes, DimsExprs* shap
 AttentionPlugin::AttentionPlugin(Identity identity, nvinfer1::IGpuAllocator* allocator,
                                  nvinfer1::IErrorRecorder* recorder)
     : identity_(std::move(identity)),
-      title_(identity_.node->Title()),
+      title_(Title(identity_.node->op.name, identity_.node->layer)),
       recorder_(recorder),
       execution_(identity_.runtime, identity_.node, identity_.built_here, allocator) {}
 
@@ -218,6 +218,7 @@ size_t AttentionPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int3
 // Of all that kernels and their times depend on; TensorRT adds shapes and types.
 const char* AttentionPlugin::getTimingCacheID() noexcept {
   const bool made = Guarded(title_, recorder_, [&] {
+    if (!timing_id_.empty()) return;  // whoever asked before may still read it
     std::string text = identity_.node->op.name.data();
     FieldList fields;
     identity_.node->Write(std::nullopt, &fields);
@@ -239,8 +240,9 @@ const char* AttentionPlugin::getTimingCacheID() noexcept {
 
 const char* AttentionPlugin::getMetadataString() noexcept {
   const bool made = Guarded(title_, recorder_, [&] {
+    if (!metadata_.empty()) return;
     const AttentionNode& node = *identity_.node;
-    const cuda::Node described = node.Describe(identity_.type.value_or(cpu::ElementType::kFloat32));
+    const cuda::Node described = node.Describe(cpu::ElementType::kFloat32);  // T is none of the fields
     std::ostringstream text;
     text << node.op.name << "(" << cuda::Joined(described.inputs) << ")";
     for (const auto& [name, value] : described.integers) text << " " << name << "=" << value;

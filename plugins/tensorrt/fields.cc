@@ -130,6 +130,7 @@ void FieldList::Add(const std::string& name, const void* data, PluginFieldType t
   if (length > static_cast<size_t>(std::numeric_limits<int32_t>::max())) Fail(name, " has ", length, " values");
   names_.push_back(name);
   fields_.emplace_back(names_.back().c_str(), data, type, static_cast<int32_t>(length));
+  collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
 }
 
 void FieldList::Copy(const std::string& name, const void* data, size_t bytes, PluginFieldType type, size_t length) {
@@ -157,10 +158,5 @@ void FieldList::AddBytes(const std::string& name, const std::vector<uint8_t>& da
 }
 
 void FieldList::Announce(const std::string& name, PluginFieldType type) { Add(name, nullptr, type, 0); }
-
-const nvinfer1::PluginFieldCollection* FieldList::Collection() {
-  collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
-  return &collection_;
-}
 
 }  // namespace longspan::trt

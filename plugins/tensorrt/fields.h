@@ -49,8 +49,8 @@ class FieldList {
   // A name and a type without data, as creators announce fields. `type` as in PluginFieldType.
   void Announce(const std::string& name, nvinfer1::PluginFieldType type);
 
-  // Valid until a field is added.
-  const nvinfer1::PluginFieldCollection* Collection();
+  // Valid until a field is added. Several threads may ask at once.
+  const nvinfer1::PluginFieldCollection* Collection() const { return &collection_; }
 
  private:
   void Add(const std::string& name, const void* data, nvinfer1::PluginFieldType type, size_t length);
@@ -58,7 +58,7 @@ class FieldList {
 
   std::deque<std::string> names_, values_;  // which do not move when they grow
   std::vector<nvinfer1::PluginField> fields_;
-  nvinfer1::PluginFieldCollection collection_;
+  nvinfer1::PluginFieldCollection collection_{};
 };
 
 }  // namespace longspan::trt

@@ -20,7 +20,7 @@ void SetLoggerFinder(nvinfer1::ILoggerFinder* finder) {
   if (finder != nullptr) g_finder.compare_exchange_strong(none, finder);
 }
 
-void Report(const std::string& who, const std::string& what, nvinfer1::IErrorRecorder* recorder,
+void Report(const std::string& who, const char* what, nvinfer1::IErrorRecorder* recorder,
             nvinfer1::ErrorCode code) noexcept {
   try {
     const std::string line = who + ": " + what;

@@ -16,7 +16,7 @@ void SetLoggerFinder(nvinfer1::ILoggerFinder* finder);
 
 // One line to the logger of the calling thread's builder or runtime, or to the standard error stream where TensorRT has
 // given the library none; and to `recorder`, which may be null.
-void Report(const std::string& who, const std::string& what, nvinfer1::IErrorRecorder* recorder,
+void Report(const std::string& who, const char* what, nvinfer1::IErrorRecorder* recorder,
             nvinfer1::ErrorCode code) noexcept;
 
 // Runs `body`; whatever it throws is reported. Returns whether it threw nothing.
