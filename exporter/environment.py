@@ -93,6 +93,13 @@ _PACKAGES = (
         "pip install 'longspan[report]'",
     ),
     _Package(
+        "Python packages",
+        "tritonclient.grpc",
+        ("tritonclient",),
+        "package does not run",
+        "pip install 'longspan[serving]'",
+    ),
+    _Package(
         "ONNX Runtime",
         "onnxruntime",
         ("onnxruntime", "onnxruntime-gpu"),
