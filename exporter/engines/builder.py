@@ -149,7 +149,7 @@ class _Job:
         )
 
     def _build(self, model: ir.Model, plugin: str, engine: Path) -> dict[str, Any]:
-        """Build in a process of its own; what `worker.build` returns."""
+        """Build in a process of its own; what `build_worker.build` returns."""
         request = self.request
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / MODEL_FILE

@@ -78,7 +78,7 @@ class EngineManifest:
         status: `NOT_RUN`, `NOT_BUILT`, or on what it has run.
         build_s: Seconds that the build took.
         created: UTC time, ISO 8601.
-        session: For an ``ort`` build, what to open the session with: see `onnxruntime_target`.
+        session: For an ``ort`` build, what to open the session with: see `onnxruntime.session`.
         files: SHA-256 of each file of the folder but this one.
         schema_version: Version of this record.
     """

@@ -47,7 +47,7 @@ class BuildRequest:
         graph_only: Write the graph that TensorRT would get, not the engine; needs neither TensorRT nor a GPU.
         name: Of the engine's folder; empty for one made of target, architecture and type.
         compute_capabilities: ``"sm89"``, …: what to build for. TensorRT builds for the GPU that is there and takes from
-            this list which kernels go into the engine.
+            this list for which others kernels go into the engine.
         plugin_api: One of `PLUGIN_APIS`; None for the target's own.
         plugin_library: The plugin library to use instead of Longspan's own for TensorRT's major version.
         require_kernel: Whether to refuse the build where a site has no kernel, instead of building its function body.
