@@ -58,7 +58,11 @@ def test_an_optimised_model(bundle: str, kernel_library: str, capsys: pytest.Cap
     [
         (["--target", "coreml"], 2, "'coreml' is not one of"),
         (["--target", "ort", "--strip"], 2, "--strip has no meaning for --target ort; it is for tensorrt"),
-        (["--target", "ort", "--pool-limit", "workspace"], 2, "must be POOL:SIZE, e.g. workspace:1G"),
+        (
+            ["--target", "ort", "--pool-limit", "workspace"],
+            2,
+            "must be POOL:SIZE, the size in bytes or followed by K, M or G, e.g. workspace:1G",
+        ),
         (["--target", "tensorrt-rtx"], 2, "--compute-capability is needed where there is no GPU to build for"),
         (["--target", "tensorrt-rtx", "--compute-capability", "sm90"], 2, "sm90: TensorRT-RTX does not build for it"),
         (["--target", "tensorrt-rtx", "--compute-capability", "hopper"], 2, "hopper: must be like sm89"),
