@@ -33,7 +33,7 @@ class LongRows:
         """E.g. ``"at most 8 blocks in a row, the first 1 and the last 1 rows of blocks apart"``."""
         ends = [f"the {side} {count}" for side, count in (("first", self.first), ("last", self.last)) if count]
         apart = f", {' and '.join(ends)} rows of blocks apart" if ends else ""
-        short = f", texts of {self.up_to} rows or fewer apart" if self.up_to else ""
+        short = f", texts of {self.up_to} rows or fewer as wide as their lists" if self.up_to else ""
         return f"at most {self.width} blocks in a row{apart}{short}"
 
     def slots(self, rows: int, width: int) -> int:

@@ -63,9 +63,10 @@ class RowWidths:
 
     @classmethod
     def of(cls, partial: npt.NDArray[np.int32], full: npt.NDArray[np.int32]) -> RowWidths:
-        """Read from ``kv_num_blocks`` and ``full_kv_num_blocks``, whose last axis is rows."""
-        kinds = [counts.astype(np.int64).reshape(-1, counts.shape[-1]) for counts in (partial, full)]
-        return cls((kinds[0] + kinds[1]).max(0), sum(int(counts.max(initial=0)) for counts in kinds))
+        """Read from ``kv_num_blocks`` and ``full_kv_num_blocks``: last axis rows, the others broadcast."""
+        kinds = [np.maximum(counts.astype(np.int64), 0) for counts in (partial, full)]
+        listed, width = kinds[0] + kinds[1], sum(int(counts.max(initial=0)) for counts in kinds)
+        return cls(listed.reshape(-1, listed.shape[-1]).max(0), width)
 
     def joined(self, other: RowWidths) -> RowWidths:
         """What holds for both."""
@@ -203,9 +204,10 @@ def _lengths(pattern: Pattern, tall: int, wide: int, most: int) -> list[int] | N
     known = sum(length <= edge for length in lengths)
     if known > _MOST_LENGTHS:
         return None
-    sampled = np.linspace(known, len(lengths) - 1, _SAMPLES).round().astype(int) if known < len(lengths) else []
-    last = [length for length in lengths[known:] if length > most - 2 * unit]
-    return lengths[:known] + sorted({*last, *(lengths[place] for place in sampled)})
+    beyond = lengths[known:]
+    places = np.linspace(0, len(beyond) - 1, _SAMPLES).round().astype(int).tolist() if beyond else []
+    last = [length for length in beyond if length > most - 2 * unit]
+    return lengths[:known] + sorted({*last, *(beyond[place] for place in places)})
 
 
 def _some(pattern: Pattern, tall: int, wide: int, most: int, apart: LongRows) -> list[int]:
@@ -235,16 +237,16 @@ def _agree(site: AttentionSite, graph: SiteGraph, pattern: Pattern, lengths: Ite
 
 def _length(node: ir.Node, longest: Mapping[str, int]) -> int | None:
     """Tokens of the longest text; None where there may be more keys than queries, or as many as one likes."""
-    sizes = []
+    sizes: list[int | str | None] = []
     for value in node.inputs[:2]:
         if value is None or value.shape is None or len(value.shape) not in (3, 4):
             return None
         size = value.shape[len(value.shape) - 2]
         sizes.append(size if isinstance(size, int) else size.value)
-    size = sizes[0]
-    if size is None or size != sizes[1]:
+    queries, keys = sizes
+    if queries is None or queries != keys:
         return None
-    return size if isinstance(size, int) else longest.get(size)
+    return queries if isinstance(queries, int) else longest.get(queries)
 
 
 def _counts(node: ir.Node) -> list[ir.Value | None]:
