@@ -16,6 +16,7 @@ from ..reports.files import prepare_folder
 from ..sources.reload import Consent, refuse_differing, request_again
 from .comparison import ORIGINAL_LONGEST, Comparison
 from .inputs import Feed, save_feeds
+from .judging import weak_verdicts
 from .plan import Plan, Wanted, plan
 from .publish import publish
 from .report import CaseReport, CheckedEngine, CheckReport, PathReport, SitesReport
@@ -246,7 +247,7 @@ def _report(
                 path.reason,
                 path.sites,
                 path.dtype,
-                path.notes,
+                (*path.notes, *weak_verdicts(cases, overrides)),
             )
             for path in paths
         ),

@@ -14,10 +14,10 @@ from ..errors import ExportFailed
 from ..manifest import Manifest, OutputRecord
 from .cases import LONGEST, Case
 from .errors_between import Array, Error, meaningful, measure, token_mask
-from .inputs import Feed
+from .inputs import Feed, numpy_type
 from .judging import judge_output
 from .report import CaseReport, Judged, OutputReport
-from .tolerances import Overrides, Scale, computed_in
+from .tolerances import Overrides, Scale, computed_in, unit_roundoff
 
 if TYPE_CHECKING:
     from .runners import RuntimePath, TorchRunners
@@ -47,7 +47,8 @@ class Comparison:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Activate every runner."""
-        runners = [self.torch.oracle, self.torch.own, self.torch.original, *(path.runner for path in self.paths)]
+        torch = (self.torch.oracle, self.torch.own, self.torch.unconverted, self.torch.original)
+        runners = [*torch, *(path.runner for path in self.paths)]
         with contextlib.ExitStack() as stack:
             for runner in runners:
                 if runner is not None:
@@ -61,6 +62,7 @@ class Comparison:
         try:
             oracle = infer(self.torch.oracle, feed)
             own = infer(self.torch.own, feed)
+            unconverted = None if self.torch.unconverted is None else infer(self.torch.unconverted, feed)
         except Exception as error:  # whatever the model raises for an input that it refuses
             if isinstance(error, ExportFailed):
                 raise
@@ -74,7 +76,8 @@ class Comparison:
                 except Exception as error:  # exceptions of runtimes have no common class
                     runtime[path.name] = f"{path.runtime}: {_first_line(error)}"
         outputs = tuple(
-            self._judge(record, case, feed, oracle, own, original, runtime) for record in self.manifest.outputs
+            self._judge(record, case, feed, oracle, own, unconverted, original, runtime)
+            for record in self.manifest.outputs
         )
         return CaseReport(case, outputs, why_not)
 
@@ -106,6 +109,7 @@ class Comparison:
         feed: Feed,
         oracle: dict[str, Array],
         own: dict[str, Array],
+        unconverted: dict[str, Array] | None,
         original: dict[str, Array] | None,
         runtime: dict[str, dict[str, Array] | str],
     ) -> OutputReport:
@@ -127,15 +131,21 @@ class Comparison:
         if original is not None:
             must_be_equal = 0.0 if self._same_formula(case) else None
             approximation = Judged(measure(truth, original[name], tokens), must_be_equal)
+        dtype = computed_in(record.dtype, self.paths[0].dtype)
+        explained = None
+        if unconverted is not None and dtype != record.dtype:
+            error = measure(unconverted[name], truth, everywhere).max_abs
+            explained = error * unit_roundoff(numpy_type(dtype)) / unit_roundoff(numpy_type(record.dtype))
         output = OutputReport(
             name=name,
-            dtype=computed_in(record.dtype, self.paths[0].dtype),
+            dtype=dtype,
             magnitude=magnitude,
             torch_error=measure(own[name], truth, everywhere).max_abs,
             terms=scale.terms,
             depth=scale.depth,
             lowering=lowering,
             approximation=approximation,
+            explained=explained,
         )
         return judge_output(output, self.overrides)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import InvalidRequest
 from .hull import Hull, excess, merge, smallest_common, smallest_rtol
 from .inputs import numpy_type
-from .report import CheckReport, Judged, OutputReport
-from .tolerances import Overrides, Scale, identity_tolerance, lowering_tolerance
+from .report import CaseReport, CheckReport, Judged, OutputReport
+from .tolerances import FACTOR, Overrides, Scale, identity_tolerance, lowering_tolerance
 
 ORIGINAL = "original model"
 """What stands where a path would, for the pattern in torch against the original model."""
@@ -53,6 +54,39 @@ def judge(report: CheckReport, overrides: Overrides) -> CheckReport:
         for case in report.cases
     )
     return dataclasses.replace(report, cases=cases, rtol=dict(overrides.rtol), atol=dict(overrides.atol))
+
+
+FAR = 16.0
+"""How many times what rounding explains torch's error in an engine's type must be to be called something else."""
+
+
+def weak_verdicts(cases: Iterable[CaseReport], overrides: Overrides) -> tuple[str, ...]:
+    """What a reader must know of tolerances that prove little: one line for each output with such, for its worst case.
+
+    A tolerance is twice torch's own error in the engine's type. Rounding makes that error as large as the one in the
+    model's own type times the ratio of the roundoffs. Where it is many times larger, torch did not round, but overflow,
+    cancel, or choose otherwise (another expert, another block), and an engine that is right is no nearer to the
+    tolerance than one that is broken.
+    """
+    worst: dict[str, tuple[float, str]] = {}
+    for case in cases:
+        for output in case.outputs:
+            if output.explained is None or not math.isfinite(output.torch_error) or overrides.of(output.name):
+                continue
+            floor = Scale(output.terms, output.depth).floor(numpy_type(output.dtype), output.magnitude)
+            explained = max(output.explained, floor)
+            times = output.torch_error / explained if explained else 0.0
+            if times > max(FAR, worst.get(output.name, (0.0, ""))[0]):
+                allowed = FACTOR * output.torch_error + floor
+                worst[output.name] = (
+                    times,
+                    (
+                        f"{output.name} at {case.case}: torch itself is off by {output.torch_error:.3g} in {output.dtype}, "
+                        f"where rounding explains {explained:.3g}; the tolerance of {allowed:.3g} that follows from it "
+                        "proves little, and the type may not suit the model; next step: another type, or --atol"
+                    ),
+                )
+    return tuple(text for _, text in worst.values())
 
 
 @dataclass(frozen=True)

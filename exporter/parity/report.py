@@ -67,6 +67,8 @@ class OutputReport:
         lowering: Per path that ran, the runtime against the oracle, at every position: the operators define what
             padded rows hold, and code that averages over all of them reads it.
         approximation: The oracle against the original model, where there is a token; None where that did not run.
+        explained: What rounding in an engine's type explains of `torch_error`: torch's error in the model's own type,
+            times the ratio of the two roundoffs; None where both are one type.
     """
 
     name: str
@@ -77,6 +79,7 @@ class OutputReport:
     depth: int
     lowering: dict[str, Judged]
     approximation: Judged | None
+    explained: float | None = None
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class TorchRunners:
     Attributes:
         oracle: Intercepted, in float64.
         own: Intercepted, in the model's own type, or in the one that an engine computes in.
+        unconverted: Intercepted, in the model's own type, where `own` is not; None where it is.
         original: As it was before its attention was intercepted, in float64; None where the model calls longspan
             operators itself, so that there is nothing else to compare with.
         width: Channels of the widest layer.
@@ -108,6 +109,7 @@ class TorchRunners:
     own: TorchRunner
     original: TorchRunner | None
     width: int
+    unconverted: TorchRunner | None = None
 
 
 def torch_runners(prepared: Prepared, manifest: Manifest, computed_in: str = "") -> TorchRunners:
@@ -130,7 +132,7 @@ def torch_runners(prepared: Prepared, manifest: Manifest, computed_in: str = "")
     parameters = [value for value in [*model.parameters(), *model.buffers()] if value.is_floating_point()]
     dtype = parameters[0].dtype if parameters else torch.float32
     double = float64_copy(model)
-    own = model
+    own, given = model, dtype
     if computed_in and getattr(torch, computed_in) != dtype:
         dtype = getattr(torch, computed_in)
         own = typed_copy(model, dtype)
@@ -159,6 +161,9 @@ def torch_runners(prepared: Prepared, manifest: Manifest, computed_in: str = "")
             (min(value.shape[0], value[0].numel()) for value in parameters if value.dim() > 1 and value.numel()),
             default=1,
         ),
+        unconverted=None
+        if own is model
+        else TorchRunner("torch pattern unconverted", model, manifest, given, lambda: intercepted(model)),
     )
 
 

@@ -69,8 +69,7 @@ void AttentionExecution::Load(cpu::ElementType type) {
 void AttentionExecution::MakeLauncher(cpu::ElementType type, int device) {
   ready_ = false;
   launcher_.reset();
-  cuda::Packs packs = runtime_->PathPacks();
-  if (node_->pack != nullptr) packs.push_back(node_->pack);
+  const cuda::Packs packs = node_->AllPacks(runtime_.get());
   try {
     launcher_ = std::make_unique<const cuda::Launcher>(node_->Describe(type), packs, device, &runtime_->modules());
   } catch (const cuda::NoKernel& error) {

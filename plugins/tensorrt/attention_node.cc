@@ -119,6 +119,12 @@ cuda::ShapeRange AttentionNode::DefinitionRange(size_t position, const cuda::Sha
   return {shape[0], {}, {}};
 }
 
+cuda::Packs AttentionNode::AllPacks(cuda::Runtime* runtime) const {
+  cuda::Packs packs = runtime->PathPacks();
+  if (pack != nullptr) packs.push_back(pack);
+  return packs;
+}
+
 void AttentionNode::Write(std::optional<cpu::ElementType> type, FieldList* fields) const {
   const cuda::Node node = Describe(type.value_or(cpu::ElementType::kFloat32));
   for (const auto& [name, value] : node.integers) fields->AddInts(name, {value});

@@ -59,6 +59,9 @@ class AttentionNode {
   // The same for ranges, of which the network's layout of block_masks tells the first axis only.
   cuda::ShapeRange DefinitionRange(size_t position, const cuda::ShapeRange& shape) const;
 
+  // What may hold its kernels: the packs of LONGSPAN_KERNEL_PATH, then its own. Throws cuda::InvalidPack.
+  cuda::Packs AllPacks(cuda::Runtime* runtime) const;
+
   // The fields that make the same node again, with its T where that is known.
   void Write(std::optional<cpu::ElementType> type, FieldList* fields) const;
 

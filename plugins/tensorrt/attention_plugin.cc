@@ -187,12 +187,6 @@ bool AttentionPlugin::supportsFormatCombination(int32_t position, const DynamicP
          tensor.type == TypeAt(*identity_.node, position, element);
 }
 
-cuda::Packs AttentionPlugin::AllPacks() const {
-  cuda::Packs packs = identity_.runtime->PathPacks();
-  if (identity_.node->pack != nullptr) packs.push_back(identity_.node->pack);
-  return packs;
-}
-
 size_t AttentionPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t in_count,
                                          const DynamicPluginTensorDesc*, int32_t out_count) const noexcept {
   size_t bytes = kNoWorkspaceIsEnough;
@@ -210,7 +204,7 @@ size_t AttentionPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int3
     if ((rank != 3 && rank != 4) || ranges[kK]->size() != rank || ranges[kV]->size() != rank) {
       Fail("Q, K and V must be all 3-D or all 4-D");
     }
-    bytes = cuda::WorkspaceBound(AllPacks(), node.Describe(*type), ranges.data());
+    bytes = cuda::WorkspaceBound(node.AllPacks(identity_.runtime.get()), node.Describe(*type), ranges.data());
   });
   return bytes;
 }
@@ -219,9 +213,10 @@ size_t AttentionPlugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int3
 const char* AttentionPlugin::getTimingCacheID() noexcept {
   const bool made = Guarded(title_, recorder_, [&] {
     if (!timing_id_.empty()) return;  // whoever asked before may still read it
-    std::string text = identity_.node->op.name.data();
+    const AttentionNode& node = *identity_.node;
+    std::string text = node.op.name.data();
     FieldList fields;
-    identity_.node->Write(std::nullopt, &fields);
+    node.Write(std::nullopt, &fields);
     const nvinfer1::PluginFieldCollection& all = *fields.Collection();
     for (int32_t i = 0; i < all.nbFields; ++i) {
       const nvinfer1::PluginField& field = all.fields[i];
@@ -230,7 +225,7 @@ const char* AttentionPlugin::getTimingCacheID() noexcept {
       text += '\n' + std::string(field.name) + ' ';
       text.append(static_cast<const char*>(field.data), static_cast<size_t>(field.length) * size);
     }
-    for (const auto& pack : AllPacks()) text += '\n' + pack->id;
+    for (const auto& pack : node.AllPacks(identity_.runtime.get())) text += '\n' + pack->id;
     cuda::Sha256 hash;
     hash.Update(reinterpret_cast<const uint8_t*>(text.data()), text.size());
     timing_id_ = cuda::Hex(hash.Finish());

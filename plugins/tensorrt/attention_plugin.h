@@ -73,7 +73,6 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
   // Throws InvalidOperands.
   void ExpectCounts(int32_t in_count, int32_t out_count) const;
   void CheckStatic(const nvinfer1::DynamicPluginTensorDesc* in) const;
-  cuda::Packs AllPacks() const;
 
   Identity identity_;
   const std::string title_;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .body_graph import finish, name_nodes
 from .inlining import inline_other_functions, inline_sites
 from .node_packs import node_packs, refusals
 from .refusals import STANDARD
+from .typed import Progress, dtype_of, in_type
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,21 +44,26 @@ class PluginGraph:
     Attributes:
         model: The graph; its ``longspan`` nodes are plugins, all others standard.
         sites: How each site is lowered.
+        dtype: What matrix products and attention compute in.
+        kept_in_fp32: How many nodes stay in fp32, by the reason.
     """
 
     model: ir.Model
     sites: tuple[BuiltSite, ...]
+    dtype: str
+    kept_in_fp32: dict[str, int]
 
 
 def plugin_graph(
     model: ir.Model,
     targets: Sequence[Target],
     *,
+    dtype: str | None = None,
     packs: Sequence[Pack] = (),
     bodies: bool = False,
-    embed: bool = True,
     aot: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = lambda stage: None,
+    warn: Progress = lambda text: None,
 ) -> PluginGraph:
     """Turn every site into a node that TensorRT's parser makes a plugin of.
 
@@ -67,17 +73,18 @@ def plugin_graph(
     of the same bytes, since a network has no uint8.
 
     Args:
-        model: A bundle's graph, in the type to build in; it is not changed, and shares its weights with the result.
+        model: A bundle's graph; it is not changed, and shares with the result the weights that keep their type.
         targets: What the kernels are for.
+        dtype: Type to build in, one of `request.DTYPES`; None for what the model computes in.
         packs: Where to look for kernels, before and beyond the pack in the model; what they lack is compiled.
         bodies: Build the function body of a site that no kernel serves, instead of refusing the graph.
-        embed: Whether nodes get their kernels; without, a site is refused all the same where there are none.
         aot: Write ahead-of-time plugins, each with a name and one kernel of its own; sites that need more are refused.
-        progress: Told how many kernels are compiled.
+        progress: Told how many kernels are compiled, and when there is something to convert.
+        warn: Told which numbers the type could not hold.
 
     Raises:
-        ExportFailed: no kernel serves a site, a site contradicts its definition, or there is a node that TensorRT must
-            not see; the text names it.
+        ExportFailed: no kernel serves a site, a site contradicts its definition, the graph cannot be converted, or
+            there is a node that TensorRT must not see; the text names it.
         EnvironmentLacks: kernels must be compiled, and Triton is not installed.
         BundleCorrupted: the pack in the model is damaged.
     """
@@ -85,28 +92,33 @@ def plugin_graph(
     known = [*packs, *_packs_in(prepared)]
     inline_other_functions(prepared)
     name_nodes(prepared)
-    served, refused = _served(prepared, targets)
-    if aot:
-        refused |= aot_refusals(prepared, served, targets)
-        served = {node: site for node, site in served.items() if node not in refused}
+    dtype = dtype or dtype_of(prepared)
+    notes: list[str] = []
+    typed = in_type(prepared, dtype, progress, notes.append, bodies=False)
+    served, refused = _served(typed.model, targets, aot)
     if refused and not bodies:
         raise ExportFailed(_refusal(refused))
-    kernels, compiled = node_packs(served, targets, known, progress) if embed and not aot else ({}, frozenset())
+    names = [node.name or "" for node in _sites(prepared)]
+    if refused:
+        # Bodies are converted with everything around them: converted before, they would compute in float32 inside.
+        inline_sites(prepared, [node for node in _sites(prepared) if node.name in refused])
+        notes.clear()
+        typed = in_type(prepared, dtype, progress, notes.append, bodies=True)
+    for note in notes:
+        warn(note)
+    prepared = typed.model
+    kernels, compiled = ({}, frozenset()) if aot else node_packs(served, targets, known, progress)
     plugins = compile_aot(prepared, served, targets, progress) if aot and served else {}
     words: dict[ir.Value, ir.Value] = {}
-    ladders: list[BuiltSite] = []
     for node in _sites(prepared):
-        name = node.name or ""
-        ladders.append(_lowered(name, refused.get(name), name in compiled or aot))
-        if name not in refused:
-            _write_plugin(prepared, node, kernels.get(name), words)
-    inline_sites(prepared, [node for node in _sites(prepared) if node.name in refused])
+        _write_plugin(prepared, node, kernels.get(node.name or ""), words)
     for identifier in [identifier for identifier in prepared.functions if identifier[0] == DOMAIN]:
         del prepared.functions[identifier]
     finish(prepared, (*STANDARD, DOMAIN))
     if aot:
         write_aot_nodes(prepared, plugins)
-    return PluginGraph(prepared, tuple(ladders))
+    sites = tuple(_lowered(name, refused.get(name), name in compiled or aot) for name in names)
+    return PluginGraph(prepared, sites, typed.dtype, typed.kept_in_fp32)
 
 
 def _sites(model: ir.Model) -> list[ir.Node]:
@@ -128,14 +140,13 @@ def _packs_in(model: ir.Model) -> list[Pack]:
     return packs
 
 
-def _served(model: ir.Model, targets: Sequence[Target]) -> tuple[dict[str, KernelSite], dict[str, str]]:
-    """Sites that become plugins, and why the others do not."""
+def _served(model: ir.Model, targets: Sequence[Target], aot: bool) -> tuple[dict[str, KernelSite], dict[str, str]]:
+    """Sites of a graph in its final type that become plugins, and why the others do not."""
     for node in longspan_nodes(model):
         try:
             signature_of(node)
         except InvalidOperands as error:
             raise ExportFailed(f"{node.op_type} {node.name!r} contradicts its definition: {error}") from error
-        write_out(node)
     found = graph_sites(model)
     refused = {**found.refused, **refusals(found.sites, targets)}
     for node in longspan_nodes(model):
@@ -145,7 +156,10 @@ def _served(model: ir.Model, targets: Sequence[Target]) -> tuple[dict[str, Kerne
     for node in _sites(model):
         if node.graph is not model.graph:
             refused[node.name or ""] = "it is inside a Loop, Scan or If; plugins are nodes of the main graph"
-    return {node: site for node, site in found.sites.items() if node not in refused}, refused
+    served = {node: site for node, site in found.sites.items() if node not in refused}
+    if aot:
+        refused |= aot_refusals(model, served, targets)
+    return {node: site for node, site in served.items() if node not in refused}, refused
 
 
 def _unfit(node: ir.Node) -> str | None:
@@ -220,6 +234,7 @@ def _write_plugin(model: ir.Model, node: ir.Node, pack: Pack | None, words: dict
     import numpy as np
     import onnx_ir as ir
 
+    write_out(node)
     present = _present(operator(node.op_type), node)
     values = [_as_words(model, value, words) if f.name == "block_masks" else value for f, value in present]
     node.resize_inputs(len(values))

@@ -1,9 +1,8 @@
-"""From a bundle's graph to the graph that TensorRT gets: precision first, then the sites."""
+"""From a bundle's graph to the graph that TensorRT gets, sites and precision."""
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -15,16 +14,13 @@ from ..request import PLUGIN_AOT, TENSORRT_RTX, BuildRequest
 from .body_graph import body_graph
 from .long_rows import find_long_rows
 from .native import native_sites, write_native
+from .typed import Progress, dtype_of, in_type
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ....plugins.block_sparse_attention.long_rows import LongRows
     from ....plugins.gpu.pack_build import Target
-
-Progress = Callable[[str], None]
-
-_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -42,58 +38,6 @@ class PreparedGraph:
     dtype: str
     kept_in_fp32: dict[str, int]
     sites: tuple[BuiltSite, ...]
-
-
-def dtype_of(model: ir.Model) -> str:
-    """What a model computes in: the floating type of most of its weights, ``"fp32"`` where it has none."""
-    sizes: collections.Counter[str] = collections.Counter()
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype.name in _NAMES:
-            sizes[_NAMES[value.const_value.dtype.name]] += value.const_value.nbytes
-    return sizes.most_common(1)[0][0] if sizes else "fp32"
-
-
-@dataclass(frozen=True)
-class TypedGraph:
-    """A graph, what its matrix products and attention compute in, and how many nodes stay in fp32, by the reason."""
-
-    model: ir.Model
-    dtype: str
-    kept_in_fp32: dict[str, int]
-
-
-def in_type(
-    model: ir.Model,
-    dtype: str | None,
-    progress: Progress = lambda stage: None,
-    warn: Progress = lambda text: None,
-    bodies: bool | None = None,
-) -> TypedGraph:
-    """Convert a graph where it computes in another type than is asked for.
-
-    Args:
-        model: A bundle's graph; it is not changed.
-        dtype: One of `request.DTYPES`; None for what the model computes in.
-        progress: Told when there is something to convert.
-        warn: Told which numbers the type could not hold.
-        bodies: Whether function bodies were inlined, which compute in fp32 until they are converted; None where that is
-            so when no site is left.
-
-    Raises:
-        ExportFailed: the graph cannot be converted.
-    """
-    present = dtype_of(model)
-    if bodies is None:
-        bodies = next(longspan_nodes(model), None) is None
-    if dtype is None or (dtype == present and (dtype == "fp32" or not bodies)):
-        return TypedGraph(model, present, {})
-    from ..precision.conversion import convert_precision
-
-    progress(f"convert to {dtype}")
-    converted = convert_precision(model, dtype)
-    for note in converted.notes:
-        warn(note)
-    return TypedGraph(converted.model, dtype, converted.kept_in_fp32)
 
 
 def prepare(
@@ -134,13 +78,13 @@ def prepare(
         write_native(typed.model, native)
         sites = tuple(_body_site(node, reason, request, long_rows.get(node)) for node, reason in refused.items())
         return PreparedGraph(typed.model, typed.dtype, typed.kept_in_fp32, sites)
-    typed = in_type(model, request.dtype, progress, warn)
     from .plugin_graph import plugin_graph
 
     progress("write the plugins")
-    plugins = plugin_graph(typed.model, kernels, bodies=True, aot=request.plugin_api == PLUGIN_AOT, progress=progress)
+    aot = request.plugin_api == PLUGIN_AOT
+    plugins = plugin_graph(model, kernels, dtype=request.dtype, bodies=True, aot=aot, progress=progress, warn=warn)
     _refuse_bodies(plugins.sites, request.require_kernel)
-    return PreparedGraph(plugins.model, typed.dtype, typed.kept_in_fp32, plugins.sites)
+    return PreparedGraph(plugins.model, plugins.dtype, plugins.kept_in_fp32, plugins.sites)
 
 
 def _refuse_bodies(sites: Sequence[BuiltSite], require_kernel: bool) -> None:

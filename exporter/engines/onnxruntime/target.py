@@ -23,7 +23,8 @@ from ...graph_io import save_model
 from ...manifest import KernelsRecord
 from ...sites.record import Rung, longspan_nodes
 from ...versions import installed_versions
-from ..graphs.prepare import dtype_of, in_type
+from ..graphs.body_graph import body_graph
+from ..graphs.typed import TypedGraph, dtype_of, in_type
 from ..manifest import NOT_RUN, BuiltSite
 from ..profiles import Profile
 from ..request import PLUGIN_V3, BuildRequest
@@ -113,26 +114,25 @@ def build_ort(
         raise InvalidRequest(
             "--dtype bf16: ONNX Runtime's CPU provider has no kernels for it; allowed with --provider cpu: fp32, fp16"
         )
-    typed = in_type(model, request.dtype, progress, warn)
-    source = typed.model
-    converted = None if source is model else _NUMPY_NAMES[dtype]
+    converted = None if dtype == dtype_of(model) else _NUMPY_NAMES[dtype]
     gpu = bundle.manifest.gpu
-    plugins = _plugins(source, request, gpu, progress)
+    plugins = _plugins(model, request, gpu, progress, warn)
+    if plugins is not None:
+        typed = TypedGraph(plugins.model, plugins.dtype, plugins.kept_in_fp32)
+    elif request.provider == "tensorrt":
+        progress("inline the function bodies")
+        # First, so that the products inside the bodies are computed in that type as well.
+        typed = in_type(body_graph(model), dtype, progress, warn, bodies=True)
+    else:
+        typed = in_type(model, request.dtype, progress, warn)
+    source = typed.model
     if request.provider == CUDA and gpu is not None and converted is not None:
         gpu = _kernels_of_type(source, gpu, progress)
     level, reason = offline_level(source, request)
     library, refused = _library(request, gpu, level, reason)
     plan = _plan(bundle, request, profiles, level, reason, library, refused, plugins is not None)
     with tempfile.TemporaryDirectory() as temporary:
-        if plugins is not None:
-            written = plugins.model
-        elif request.provider == "tensorrt":
-            from ..graphs.body_graph import body_graph
-
-            progress("inline the function bodies")
-            written = body_graph(source)
-        else:
-            written = source if level == "disabled" else optimised(source, level, Path(temporary), progress)
+        written = source if level == "disabled" else optimised(source, level, Path(temporary), progress)
         save_model(written, folder / MODEL_FILE)
     (folder / SESSION_FILE).write_text(plan.to_json(), encoding="utf-8")
     progress("compare with the bundle")
@@ -184,7 +184,11 @@ def _kernels_of_type(model: ir.Model, exported: KernelsRecord, progress: Callabl
 
 
 def _plugins(
-    model: ir.Model, request: BuildRequest, gpu: KernelsRecord | None, progress: Callable[[str], None]
+    model: ir.Model,
+    request: BuildRequest,
+    gpu: KernelsRecord | None,
+    progress: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> PluginGraph | None:
     """The graph with a plugin at each site, as ONNX Runtime's TensorRT provider takes it; None where none is wanted.
 
@@ -208,7 +212,8 @@ def _plugins(
 
     progress("make plugins of the attention sites")
     architectures = ",".join(target for target in gpu.targets if target != "ptx")
-    built = plugin_graph(model, targets_of(architectures, "ptx" in gpu.targets), bodies=True, progress=progress)
+    targets = targets_of(architectures, "ptx" in gpu.targets)
+    built = plugin_graph(model, targets, dtype=request.dtype, bodies=True, progress=progress, warn=warn)
     nodes = list(longspan_nodes(built.model))
     if not nodes:
         reasons = "; ".join(f"{site.node}: {site.ladder[0].reason}" for site in built.sites)

@@ -188,7 +188,8 @@ class Lowering:
 
     def _initializer(self, name: str, array: npt.NDArray[Any] | np.float32) -> ir.Value:
         known = self.model.graph.initializers.get(name)
-        if known is not None and known.const_value is not None and np.array_equal(known.const_value.numpy(), array):
+        there = None if known is None or known.const_value is None else known.const_value.numpy()
+        if known is not None and there is not None and there.dtype == array.dtype and np.array_equal(there, array):
             return known
         tensor = ir.tensor(np.asarray(array), name=self._unused(name))
         value = ir.Value(
@@ -282,12 +283,14 @@ class Lowering:
         for (value, _), narrow in self.casts.items():
             if not is_constant(value) or value.uses() or value.is_graph_output():
                 continue
-            name, producer = value.name, value.producer()
-            assert value.graph is not None and name is not None
+            name, producer, graph = value.name, value.producer(), value.graph
+            assert graph is not None and name is not None
             if producer is not None:
-                value.graph.remove(producer, safe=True)
+                graph.remove(producer, safe=True)
             else:
-                del value.graph.initializers[name]
+                del graph.initializers[name]
+            if graph is not self.model.graph:
+                continue  # the graph beside it may have a constant of that name too
             del self.model.graph.initializers[narrow.name or ""]
             narrow.name = name
             self.model.graph.register_initializer(narrow)

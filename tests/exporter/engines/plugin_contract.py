@@ -1,13 +1,25 @@
-"""Undo what a graph for TensorRT's plugin is written in, so that ONNX Runtime can run it."""
+"""Graphs for TensorRT's plugin without kernels; and what they are written in undone, so that ONNX Runtime runs them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
 import numpy as np
 import onnx_ir as ir
+from longspan.exporter.engines.graphs.plugin_graph import PluginGraph, plugin_graph
 from longspan.plugins.functions import attach_function_bodies
+from longspan.plugins.gpu.pack_build import Target
 from longspan.plugins.registry import operator
 
 _CONTRACT = ("plugin_namespace", "plugin_version", "operands", "results", "kernel_pack")
+
+
+def without_kernels(model: ir.Model, targets: Sequence[Target] = (Target(89),), **options: Any) -> PluginGraph:
+    """`plugin_graph` with everything but compiled code, which takes a while."""
+    with mock.patch(f"{plugin_graph.__module__}.node_packs", return_value=({}, frozenset())):
+        return plugin_graph(model, targets, **options)
 
 
 def undone(graph: ir.Model) -> ir.Model:

@@ -8,18 +8,18 @@ import pytest
 
 pytest.importorskip("triton")
 
-from longspan.exporter.engines.graphs.plugin_graph import plugin_graph
 from longspan.plugins.gpu.pack_build import Target
 
 from ...trt.node_engines import build, case_model
 from ...trt.test_operators import RUNS
+from .plugin_contract import without_kernels
 
 
 def test_every_case_becomes_a_plugin() -> None:
     assert len(RUNS) > 90
     for run in RUNS:
         model, feed = case_model(run)
-        graph = plugin_graph(model, (Target(90),), embed=False)
+        graph = without_kernels(model, (Target(90),))
         assert [site.lowering for site in graph.sites] == ["plugin"], run.name
         assert {value.name for value in graph.model.graph.inputs} == feed.keys()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from longspan.plugins.gpu.pack import Pack
 from longspan.plugins.gpu.pack_build import PTX, Target
 from longspan.plugins.registry import operator
 
-from .plugin_contract import undone
+from .plugin_contract import undone, without_kernels
 from .prepared_graphs import assert_same, graph_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,11 +25,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SM89 = (Target(89),)
 MODELS = ("longformer", "bigbird", "longt5-local", "decoder", "phi3-small")
 FIELDS = {"plugin_namespace", "plugin_version", "operands", "results"}
-
-
-def without_kernels(model: ir.Model, **options: Any) -> PluginGraph:
-    """Everything but compiled code."""
-    return plugin_graph(model, SM89, embed=False, **options)
 
 
 def model_of(text: str) -> ir.Model:
@@ -168,6 +162,23 @@ def test_such_a_site_gets_its_function_body_where_that_is_wanted() -> None:
     assert site.lowering == "function body"
     assert [(rung.lowering, rung.chosen) for rung in site.ladder] == [("plugin", False), ("function body", True)]
     assert "GPU kernels go up to 256" in site.ladder[0].reason
+
+
+def test_such_a_body_is_converted_with_the_graph_around_it() -> None:
+    model = model_of(f"""<ir_version: 10, opset_import: ["" : 20, "longspan" : 1]>
+        graph ({QKV.format(512)}, float[B,2,S,16] u) => (float Y, float Z) {{
+            [large] Y = longspan.SlidingWindowAttention <left_window_size = 3, right_window_size = 3> (q, k, v)
+            [small] Z = longspan.SlidingWindowAttention <left_window_size = 3, right_window_size = 3> (u, u, u)
+        }}""")
+    graph = without_kernels(model, bodies=True, dtype="fp16")
+    assert {site.node: site.lowering for site in graph.sites} == {"large": "function body", "small": "plugin"}
+    (plugin,) = plugins(graph)
+    nodes = {kind: [n for n in graph.model.graph.all_nodes() if n.op_type == kind] for kind in ("MatMul", "Softmax")}
+    assert all(nodes.values())
+    types = {kind: {value.dtype for node in found for value in node.inputs} for kind, found in nodes.items()}  # type: ignore[union-attr]
+    assert types == {"MatMul": {ir.DataType.FLOAT16}, "Softmax": {ir.DataType.FLOAT}}
+    assert graph.dtype == "fp16" and sum(graph.kept_in_fp32.values()) > 0
+    assert {value.dtype for value in plugin.inputs} == {ir.DataType.FLOAT16}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("bodies", [False, True])

@@ -529,6 +529,23 @@ def test_the_branches_of_an_if_are_converted_and_agree_on_a_type() -> None:
         )
 
 
+def test_constants_of_one_name_in_two_branches_stay_two() -> None:
+    model = graph(
+        """(bool c, float[N,8] x) => (float[N,8] y) {
+            h = MatMul(x, w)
+            y = If (c) <
+                then_branch = yes () => (float[N,8] a) { k = Constant <value = float[1] {2.0}> () a = Mul(h, k) },
+                else_branch = no () => (float[N,8] b) { k = Constant <value = float[1] {3.0}> () b = Mul(h, k) }
+            >
+        }""",
+        w=np.eye(8, dtype=np.float32),
+    )
+    result = converted(model, "fp16")
+    for choice, factor in ((True, 2), (False, 3)):
+        feed = {"c": np.array(choice), "x": np.ones((1, 8), np.float32)}
+        assert (run_rounded(result.model, feed)["y"] == factor).all()
+
+
 def test_a_loop_sums_in_float32_and_works_in_the_narrow_type() -> None:
     model = graph(
         """(int64 n, float[N,8] x) => (float[N,8] y, float[M,N,8] steps) {

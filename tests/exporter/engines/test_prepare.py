@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 from longspan.exporter.bundle import Bundle
 from longspan.exporter.engines import BuildRequest
-from longspan.exporter.engines.graphs.prepare import dtype_of, prepare
+from longspan.exporter.engines.graphs.prepare import prepare
+from longspan.exporter.engines.graphs.typed import dtype_of
 from longspan.exporter.engines.profiles import longest_sizes, profiles_of
 from longspan.exporter.graph_io import save_model
 from longspan.exporter.parity.inputs import draw_inputs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,11 +18,13 @@ from longspan.exporter.engines.running import runners
 from longspan.exporter.engines.running.reach import Reach, profile_for
 from longspan.exporter.engines.running.seen import sites_seen
 from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, ExportFailed, FallbackRan, InvalidRequest
-from longspan.exporter.parity.cases import BATCHES, sweep_lengths
+from longspan.exporter.parity.cases import BATCHES, Case, sweep_lengths
+from longspan.exporter.parity.judging import weak_verdicts
 from longspan.exporter.parity.oracle import typed_copy
 from longspan.exporter.parity.plan import Wanted, plan
+from longspan.exporter.parity.report import CaseReport, OutputReport
 from longspan.exporter.parity.saved import load, load_for
-from longspan.exporter.parity.tolerances import computed_in, unit_roundoff
+from longspan.exporter.parity.tolerances import Overrides, computed_in, unit_roundoff
 from longspan.exporter.whole_folders import MANIFEST_FILE
 
 from ...exporter.test_parity import FIRST_CUT
@@ -133,15 +137,35 @@ def test_engines_of_each_type_pass_by_tolerances_of_their_own(bundle: Path, kern
         assert report.passed, report.failures
         (path,) = report.paths
         assert set(path.sites.values()) == {"kernel"} and path.name == f"engine {name}"
+        assert not any("proves little" in note for note in path.notes)
+        assert load_for(bundle, name)[0] == report
         for case in report.cases:
             for output in case.outputs:
                 judged = output.lowering[path.name]
                 assert output.dtype == {"ort": "float32", "half": "float16"}[name]
+                assert (output.explained is None) == (name == "ort")
                 assert judged.tolerance is not None and 0 < judged.error.max_abs <= judged.tolerance
                 tolerances.setdefault(name, []).append(judged.tolerance / output.magnitude)
     # Torch in float16 is about as much worse than in float32 as the roundoffs are apart, a factor of 2^13.
     apart = unit_roundoff("float16") / unit_roundoff("float32")  # type: ignore[arg-type]
     assert apart / 8 < max(tolerances["half"]) / max(tolerances["ort"]) < apart * 8
+
+
+def judged_case(torch_error: float, explained: float | None, length: int = 20) -> CaseReport:
+    output = OutputReport("logits", "float16", 40.0, torch_error, 64, 2, {}, None, explained)
+    return CaseReport(Case(1, length, "none", "none"), (output,))
+
+
+def test_a_tolerance_that_is_torchs_own_failure_is_called_so() -> None:
+    # 40 · 2^-11 · sqrt(2) is what the roundoff of float16 makes of two layers of such numbers, 0.028.
+    usual = [judged_case(0.1, 0.05), judged_case(0.1, None), judged_case(math.inf, 0.05), judged_case(0.4, 0.0)]
+    assert weak_verdicts(usual, Overrides()) == ()
+    cases = [*usual, judged_case(0.6, 0.0, 7), judged_case(36.0, 0.05, 17), judged_case(3.0, 0.05, 33)]
+    (line,) = weak_verdicts(cases, Overrides())
+    assert re.match(
+        r"logits at 1 x 17.*off by 36 in float16, where rounding explains 0\.05;.* 72 .*proves little", line
+    )
+    assert weak_verdicts(cases, Overrides.parse([], ["0.5"])) == ()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

@@ -339,28 +339,34 @@ void TestRanges() {
 
 // The bound of the scratch memory against all shapes within ranges.
 void TestWorkspace() {
-  const std::vector<std::shared_ptr<const cuda::Pack>> packs = {BlockPack(), WindowPack({{"w", "90", "cubin"}})};
-  size_t most = 0;
-  for (const int multiprocessors : {1, 2, 3, 132, 600}) {
+  const std::vector<std::shared_ptr<const cuda::Pack>> packs = {BlockPack(),
+                                                                WindowPack({{"w", "90", "cubin"}}, kManyParts)};
+  size_t most = 0, of_the_largest = 0;
+  for (const int multiprocessors : {1, 3, 132, 256, 600}) {
     State().multiprocessors = multiprocessors;
     cuda::Modules modules(LONGSPAN_STUB_DRIVER);
     const cuda::Launcher launcher(WindowNode(), packs, 0, &modules);
-    for (int64_t batch = 0; batch <= 3; ++batch) {
-      for (int64_t seq_q = 0; seq_q <= 40; ++seq_q) {
-        // The path for few rows counts its parts by the batches, and divides by them.
-        if (batch == 0 && seq_q <= 4) continue;
-        most = std::max(most, launcher.NeedOf(WindowOperands(seq_q, true, batch)).bytes);
+    for (int64_t batch = 1; batch <= 90; ++batch) {
+      for (int64_t seq_q = 0; seq_q <= 6; ++seq_q) {
+        TestOperands operands = WindowOperands(seq_q, true, batch);
+        for (const int64_t seq_k : {0, 13, 60}) {
+          operands.shapes.seq_k = seq_k;
+          const size_t bytes = launcher.NeedOf(operands).bytes;
+          most = std::max(most, bytes);
+          if (batch == 90 && seq_q == 4) of_the_largest = std::max(of_the_largest, bytes);
+        }
       }
     }
   }
   State().multiprocessors = 132;
   TakeCalls();
   std::optional<cuda::ShapeRange> ranges[4] = {
-      cuda::ShapeRange{{0, 3}, {2, 2}, {0, 40}, {16, 16}}, cuda::ShapeRange{{0, 3}, {1, 1}, {40, 40}, {16, 16}},
-      cuda::ShapeRange{{0, 3}, {1, 1}, {40, 40}, {8, 8}}, cuda::ShapeRange{{0, 3}, {40, 40}}};
+      cuda::ShapeRange{{0, 90}, {2, 2}, {0, 6}, {16, 16}}, cuda::ShapeRange{{0, 90}, {1, 1}, {0, 60}, {16, 16}},
+      cuda::ShapeRange{{0, 90}, {1, 1}, {0, 60}, {8, 8}}, cuda::ShapeRange{{0, 90}, {0, 60}}};
   const size_t bound = cuda::WorkspaceBound(packs, WindowNode(), ranges);
-  Expect(bound >= most && bound <= most + most / 16 && most > 256,
-         "workspace " + std::to_string(bound) + " for " + std::to_string(most));
+  Expect(bound >= most && bound <= most + most / 16 && most > of_the_largest,
+         "workspace " + std::to_string(bound) + " for " + std::to_string(most) + ", of the largest shape " +
+             std::to_string(of_the_largest));
   cuda::Node other = WindowNode();
   other.dtype = "float32";
   Expect(cuda::WorkspaceBound(packs, other, ranges) == 0, "recipes for other nodes do not count");

@@ -154,14 +154,22 @@ inline const char* const kWindowPaths =
     "buffer\tparts\tfp32\t0\tsplits S_q *\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\nlaunch\t@\n"
     "path\twhole\t1\nsize\ttiles\tS_q 16 cdiv\nbuffer\tparts\tfp32\t0\t0\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\n";
 
+// A path whose need is largest neither for the most batches nor for the fewest: the parts of each batch are as many as
+// there are multiprocessors for it, and keys for them, which go with both lengths where a window has no end.
+inline const char* const kManyParts =
+    "path\tsplit\tS_q 4 le\nsize\ttiles\tS_q 16 cdiv\nsize\tsplits\tSMS B cdiv RIGHT 16 cdiv min\n"
+    "buffer\tparts\tfp32\t0\tB S_q * splits * 64 *\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\n"
+    "path\twhole\t1\nsize\ttiles\tS_q 16 cdiv\nbuffer\tparts\tfp32\t0\t0\nbuffer\tstatus\ti32\t1\t8\nlaunch\t@\n";
+
 // A pack of SlidingWindowAttention in float16 with attn_mask and lse, one recipe for each kernel.
-inline std::shared_ptr<const cuda::Pack> WindowPack(std::vector<TestKernel> kernels) {
+inline std::shared_ptr<const cuda::Pack> WindowPack(std::vector<TestKernel> kernels,
+                                                    const char* all_paths = kWindowPaths) {
   std::string index = "compiler\ttest\n", recipes;
   std::vector<std::string> codes;
   for (size_t i = 0; i < kernels.size(); ++i) {
     index += KernelText(kernels[i], "float16", kWindowParameters, "tiles H_kv * B *\t1\tS_k 0 min 1 +");
     codes.push_back(CodeOf(kernels[i], kWindowSizes));
-    std::string paths = kWindowPaths;
+    std::string paths = all_paths;
     for (size_t at; (at = paths.find('@')) != std::string::npos;) paths.replace(at, 1, std::to_string(i));
     recipes += "recipe\tSlidingWindowAttention\tfloat16\t" + kernels[i].arch + "\t" + kernels[i].form +
                "\ninputs\tQ,K,V,attn_mask\noutputs\tY,lse\nmatch\tD\t16\nmatch\tD_v\t8\nmatch\tgroup\t2\n"

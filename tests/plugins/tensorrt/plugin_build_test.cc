@@ -343,6 +343,12 @@ void TestWorkspace(const Creators& creators) {
   // parts of 3 splits · 4 rows · 4 bytes, and status, a multiple of 256 each; and 256 to align them.
   const size_t got = bytes(plugin, WindowInputs(1), WindowInputs(33), WindowOutputs(33));
   Expect(got == 768, "workspace " + std::to_string(got));
+  // For 127 batches there are 3 parts each, for 140 there are 2: a smaller problem than any of the profile needs more.
+  const auto parts = WindowPack({{"parts", "90", "cubin"}}, kManyParts);
+  const Plugin many = creators.Build(kWindow, WindowFields().Bytes("kernel_pack", parts->data()));
+  const size_t most = 127 * 4 * 3 * 256 + 512;
+  const size_t bound = bytes(many, WindowInputs(4, 130), WindowInputs(4, 140), WindowOutputs(4, 140));
+  Expect(bound >= most && bound <= most + most / 16, "workspace of a smaller problem " + std::to_string(bound));
   ExpectFine(bytes(creators.Build(kBlocks, BlockFields()), BlockInputs(), BlockInputs(1, 9), BlockOutputs()) == 0,
              "a path without buffers needs none");
   const Plugin bare = creators.Build(kWindow, WindowFields().Without("kernel_pack"));

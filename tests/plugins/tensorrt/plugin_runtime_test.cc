@@ -127,6 +127,9 @@ void TestBlockExecutions(const Creators& creators) {
                   "block_masks has shape (5, 8, 2) in the network: must be (M, 8 * 2");
     wrong[8].shape = {5, 3};
     ExpectRefused(plugin.Announce(wrong, out) != 0, "block_masks has shape (5, 3) in the network");
+    const Plugin odd = creators.Build(kBlocks, BlockFields().Ints("q_block_size", {5}).Ints("kv_block_size", {8}));
+    wrong[8].shape = {5, 1};
+    ExpectRefused(odd.Announce(wrong, out) != 0, "must be (M, 5 * 1 / 4), the bytes of each mask as whole words");
   }
   TakeCalls();
 }
@@ -307,6 +310,9 @@ void TestPathPacks(const Creators& creators) {
     const std::vector<std::string> calls = TakeCalls();
     return !calls.empty() && calls.back().find(what) != std::string::npos;
   };
+  const Plugin both = Configured(creators, kWindow, WindowFields(), in, out);
+  ExpectFine(both.Announce(in, out) == 0 && Enqueue(both, in, out) == 0, "a node with kernels of its own");
+  Expect(launched("launch added"), "those of the path come first");
   {
     const Plugin built = Configured(creators, kWindow, WindowFields().Without("kernel_pack"), in, out);
     const auto ins = Profile(in, in), outs = Profile(out, out);
