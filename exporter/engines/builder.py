@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...plugins.errors import InvalidLibrary
+from ...plugins.library import plugin_library_major
 from ..bundle import MODEL_FILE, Bundle
 from ..devices import Gpu, cuda_gpu
 from ..errors import EnvironmentLacks, InvalidRequest
@@ -20,7 +22,8 @@ from ..graph_io import save_model
 from ..manifest import sha256_of
 from ..versions import installed_versions
 from ..whole_folders import ENGINE, reserved
-from .graphs.prepare import dtype_of, prepare
+from .graphs.prepare import prepare
+from .graphs.typed import dtype_of
 from .manifest import ENGINE_FILE, ENGINES_FOLDER, NOT_BUILT, NOT_RUN, Engine, EngineManifest, PluginRecord
 from .profiles import Profile, longest_sizes, profiles_of
 from .request import NO_PLUGIN, ORT, PLUGIN_V3, TENSORRT, TENSORRT_RTX, BuildRequest
@@ -71,8 +74,7 @@ def build(
         shapes = (request.min_shapes, request.opt_shapes, request.max_shapes)
         profiles = profiles_of(opened.manifest, *shapes)
     gpu = None if request.target == ORT else _require_tensorrt(request)
-    if request.timing_cache is not None and not request.timing_cache.absolute().parent.is_dir():
-        raise InvalidRequest(f"--timing-cache {request.timing_cache}: its folder does not exist")
+    _require_files(request)
 
     import onnx_ir as ir
 
@@ -147,7 +149,7 @@ class _Job:
         )
 
     def _build(self, model: ir.Model, plugin: str, engine: Path) -> dict[str, Any]:
-        """Build in a process of its own; what `worker.build` returns."""
+        """Build in a process of its own; what `build_worker.build` returns."""
         request = self.request
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / MODEL_FILE
@@ -176,10 +178,14 @@ class _Job:
             )
 
     def _kernels(self, plugin: str) -> tuple[Target, ...]:
-        """What the plugin's kernels are for: the devices that the engine will run on."""
+        """What the plugin's kernels are for: the devices that the engine will run on.
+
+        Raises:
+            InvalidRequest: there are no kernels for one of them.
+        """
         if plugin == NO_PLUGIN:
             return ()
-        from ...plugins.gpu.pack_build import PTX, Target
+        from ...plugins.gpu.pack_build import PTX, PTX_ARCHITECTURE, Target
         from ...plugins.gpu.variants import ARCHITECTURES
 
         if self.request.compute_capabilities:
@@ -189,6 +195,15 @@ class _Job:
         else:
             assert self.gpu is not None, "_require_tensorrt looked before"
             named = [int(self.gpu.architecture.removeprefix("sm"))]
+        if self.gpu is not None and not self.request.graph_only:
+            # Whatever else was named, the engine runs where it is built.
+            named = list(dict.fromkeys([int(self.gpu.architecture.removeprefix("sm")), *named]))
+        older = [f"sm{number}" for number in named if number < PTX_ARCHITECTURE]
+        if older:
+            raise InvalidRequest(
+                f"{', '.join(older)}: longspan's GPU kernels are for sm{PTX_ARCHITECTURE} and later; next step: "
+                "--plugin-api none, which builds the function bodies"
+            )
         tuned = tuple(Target(number) for number in named if number in ARCHITECTURES)
         everywhere = len(tuned) < len(named) or self.request.hardware_compatibility == "ampere-plus"
         return (*tuned, *((PTX,) if everywhere else ()))
@@ -201,7 +216,7 @@ class _Job:
             if name != "target" and value and value != defaults[name]
         }
         # As JSON reads it back.
-        options = json.loads(json.dumps(given, default=str))
+        options = json.loads(json.dumps(given, default=os.path.abspath))
         return EngineManifest(
             target=self.request.target,
             device="" if self.gpu is None else self.gpu.name,
@@ -212,6 +227,28 @@ class _Job:
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             **values,
         )
+
+
+def _require_files(request: BuildRequest) -> None:
+    """Refuse files that cannot be what they are named for, before anything is done.
+
+    Raises:
+        InvalidRequest: the folder of the timing cache does not exist, or one of the files is something else.
+    """
+    cache, library = request.timing_cache, request.plugin_library
+    if cache is not None and not cache.absolute().parent.is_dir():
+        raise InvalidRequest(f"--timing-cache {cache}: its folder does not exist")
+    if cache is not None and cache.exists() and not cache.is_file():
+        raise InvalidRequest(f"--timing-cache {cache}: is not a file; allowed: a timing cache, or a new file")
+    if library is not None:
+        if not library.is_file():
+            raise InvalidRequest(
+                f"--plugin-library {library}: is not a file; next step: leave it out, or name a library"
+            )
+        try:
+            plugin_library_major(library)
+        except InvalidLibrary as error:
+            raise InvalidRequest(f"--plugin-library: {error}") from error
 
 
 def _require_tensorrt(request: BuildRequest) -> Gpu | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..errors import BundleCorrupted, InvalidRequest
 from ..sites.record import Rung
 from ..whole_folders import ENGINE, MANIFEST_FILE, verify_files
 from .profiles import Profile, ShapeRange
+from .request import DTYPES, TARGETS
 
 SCHEMA_VERSION = 1
 
@@ -76,7 +78,7 @@ class EngineManifest:
         status: `NOT_RUN`, `NOT_BUILT`, or on what it has run.
         build_s: Seconds that the build took.
         created: UTC time, ISO 8601.
-        session: For an ``ort`` build, what to open the session with: see `onnxruntime_target`.
+        session: For an ``ort`` build, what to open the session with: see `onnxruntime.session`.
         files: SHA-256 of each file of the folder but this one.
         schema_version: Version of this record.
     """
@@ -104,6 +106,30 @@ class EngineManifest:
         """Indented JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
+    def _require_values(self) -> None:
+        """Look at what the types of a dataclass do not hold JSON to.
+
+        Raises:
+            ValueError: a value is none that `to_json` writes.
+        """
+        texts = [self.file, self.model_sha256, self.status, self.created, self.device, *self.compute_capabilities]
+        for name, good in (
+            ("target", self.target in TARGETS),
+            ("dtype", self.dtype in DTYPES),
+            ("compute_capabilities", all(re.fullmatch(r"sm\d{2,3}", str(one)) for one in self.compute_capabilities)),
+            ("a text", all(isinstance(text, str) for text in texts)),
+            ("kept_in_fp32", isinstance(self.kept_in_fp32, dict)),
+            ("options", isinstance(self.options, dict)),
+            (
+                "versions",
+                isinstance(self.versions, dict) and all(isinstance(one, str) for one in self.versions.values()),
+            ),
+            ("build_s", isinstance(self.build_s, (int, float))),
+            ("a profile", all(profile.in_order for profile in self.profiles)),
+        ):
+            if not good:
+                raise ValueError(f"{name} is none that longspan build writes")
+
     @classmethod
     def from_json(cls, text: str) -> EngineManifest:
         """Parse what `to_json` wrote.
@@ -127,7 +153,9 @@ class EngineManifest:
             names = [data["file"], *data["files"]]
             if any(not isinstance(name, str) or Path(name).name != name for name in names):
                 raise TypeError("a file's name is no plain name")
-            return cls(**data)
+            manifest = cls(**data)
+            manifest._require_values()
+            return manifest
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BundleCorrupted(
                 f"{MANIFEST_FILE} is not the manifest of an engine ({type(error).__name__}: {error}); next step: build "
@@ -202,6 +230,12 @@ class Engine:
             raise BundleCorrupted(f"{folder}: {error}") from error
         if manifest.file not in manifest.files:
             raise BundleCorrupted(f"{folder / MANIFEST_FILE}: has no hash of {manifest.file}; next step: build again")
+        inputs = {record.name: len(record.shape) for record in bundle.manifest.inputs}
+        for profile in manifest.profiles:
+            if {name: len(shapes.min) for name, shapes in profile.inputs.items()} != inputs:
+                raise BundleCorrupted(
+                    f"{folder / MANIFEST_FILE}: a profile has other inputs than the bundle; next step: build again"
+                )
         verify_files(folder, manifest.files, ENGINE)
         if manifest.model_sha256 != bundle.manifest.files[MODEL_FILE]:
             raise BundleCorrupted(

@@ -44,6 +44,16 @@ class Profile:
 
     inputs: dict[str, ShapeRange]
 
+    @property
+    def in_order(self) -> bool:
+        """Whether every size is a number, and min ≤ opt ≤ max."""
+        return all(
+            len({len(shapes.min), len(shapes.opt), len(shapes.max)}) == 1
+            and all(isinstance(size, int) for shape in (shapes.min, shapes.opt, shapes.max) for size in shape)
+            and all(low <= best <= high for low, best, high in zip(shapes.min, shapes.opt, shapes.max, strict=True))
+            for shapes in self.inputs.values()
+        )
+
     def sizes(self, symbol: str, records: Sequence[InputRecord]) -> tuple[int, int, int] | None:
         """Smallest, best and largest size of a symbolic dimension; None where no input has it."""
         for record in records:
@@ -114,7 +124,10 @@ def _by_profile(texts: Sequence[str], inputs: Sequence[InputRecord], option: str
     """Sizes of the symbolic dimensions, a table per profile."""
     profiles: list[list[str]] = []
     names: set[str] = set()
-    for word in (word for text in texts for word in text.split()):
+    words = [word for text in texts for word in text.split()]
+    if texts and not words:
+        raise InvalidRequest(f"{option}: is empty; next step: leave it out, or give a shape, e.g. input_ids:[1,128]")
+    for word in words:
         name = word.rpartition(":")[0]
         if not profiles or name in names:
             profiles.append([])
@@ -122,9 +135,9 @@ def _by_profile(texts: Sequence[str], inputs: Sequence[InputRecord], option: str
         names.add(name)
         profiles[-1].append(word)
     sizes = []
-    for words in profiles:
+    for profile in profiles:
         try:
-            sizes.append(sizes_of(parse_shapes(words, inputs, option), inputs))
+            sizes.append(sizes_of(parse_shapes(profile, inputs, option), inputs))
         except InvalidRequest as error:
             text = str(error)
             raise InvalidRequest(text if text.startswith(option) else f"{option}: {text}") from error

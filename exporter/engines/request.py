@@ -25,7 +25,11 @@ HARDWARE_COMPATIBILITY = ("none", "ampere-plus", "same-compute-capability")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 """Execution providers of ONNX Runtime that an `ORT` build can be for."""
 
-POOLS = ("workspace", "tactic-shared-memory", "tactic-dram", "dla-managed-sram", "dla-local-dram", "dla-global-dram")
+POOLS = ("workspace", "tactic-shared-memory", "tactic-dram")
+"""Memory pools of a GPU. TensorRT's others are for deep learning accelerators, which no target here builds for."""
+
+_LARGEST_POOL = 1 << 48
+"""Bytes; TensorRT takes no number of more than 64 bits."""
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -43,7 +47,7 @@ class BuildRequest:
         graph_only: Write the graph that TensorRT would get, not the engine; needs neither TensorRT nor a GPU.
         name: Of the engine's folder; empty for one made of target, architecture and type.
         compute_capabilities: ``"sm89"``, …: what to build for. TensorRT builds for the GPU that is there and takes from
-            this list which kernels go into the engine.
+            this list for which others kernels go into the engine.
         plugin_api: One of `PLUGIN_APIS`; None for the target's own.
         plugin_library: The plugin library to use instead of Longspan's own for TensorRT's major version.
         require_kernel: Whether to refuse the build where a site has no kernel, instead of building its function body.
@@ -95,13 +99,18 @@ class BuildRequest:
             if value not in allowed:
                 raise InvalidRequest(f"{option} {value}: allowed: {', '.join(word for word in allowed if word)}")
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise InvalidRequest(f"--name {self.name}: allowed: letters, digits, dots, dashes and underscores")
+            raise InvalidRequest(
+                f"--name {self.name}: allowed: up to 100 letters, digits, dots, dashes and underscores, the first of "
+                "them a letter or a digit"
+            )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise InvalidRequest(f"--optimization-level {self.optimization_level}: allowed: 0 to 5")
         self._refuse_other_targets_options()
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"sm\d{2,3}", capability):
                 raise InvalidRequest(f"--compute-capability {capability}: must be like sm89")
+        if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
+            raise InvalidRequest(f"--compute-capability {','.join(self.compute_capabilities)}: names one of them twice")
         if self.target == TENSORRT_RTX and len(self.compute_capabilities) > 1 and (self.strip or self.refit):
             raise InvalidRequest(
                 "--refit, --strip: TensorRT-RTX refits engines of one compute capability only; next step: build one "
@@ -164,15 +173,24 @@ def pool_limits_of(texts: tuple[str, ...]) -> dict[str, int]:
     """Bytes by memory pool, from texts like ``workspace:1G``.
 
     Raises:
-        InvalidRequest: a text is not of that form, or names an unknown pool.
+        InvalidRequest: a text is not of that form, or names an unknown pool, one that was named before, or a size that
+            no pool has.
     """
     limits = {}
     for text in texts:
         name, _, size = text.partition(":")
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGB]?)", size.upper())
         if match is None:
-            raise InvalidRequest(f"--pool-limit {text}: must be POOL:SIZE, e.g. workspace:1G")
+            raise InvalidRequest(
+                f"--pool-limit {text}: must be POOL:SIZE, the size in bytes or followed by K, M or G, e.g. workspace:1G"
+            )
         if name not in POOLS:
             raise InvalidRequest(f"--pool-limit {text}: allowed pools: {', '.join(POOLS)}")
-        limits[name] = int(float(match[1]) * _UNITS[match[2]])
+        if name in limits:
+            raise InvalidRequest(f"--pool-limit {text}: {name} has a limit already; leave one out")
+        # As a float: too many digits make infinity, which no integer is.
+        bytes_ = float(match[1]) * _UNITS[match[2]]
+        if not 1 <= bytes_ <= _LARGEST_POOL:
+            raise InvalidRequest(f"--pool-limit {text}: allowed: 1 byte to {_LARGEST_POOL >> 30}G")
+        limits[name] = int(bytes_)
     return limits

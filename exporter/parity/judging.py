@@ -78,14 +78,13 @@ def weak_verdicts(cases: Iterable[CaseReport], overrides: Overrides) -> tuple[st
             times = output.torch_error / explained if explained else 0.0
             if times > max(FAR, worst.get(output.name, (0.0, ""))[0]):
                 allowed = FACTOR * output.torch_error + floor
-                worst[output.name] = (
-                    times,
-                    (
-                        f"{output.name} at {case.case}: torch itself is off by {output.torch_error:.3g} in {output.dtype}, "
-                        f"where rounding explains {explained:.3g}; the tolerance of {allowed:.3g} that follows from it "
-                        "proves little, and the type may not suit the model; next step: another type, or --atol"
-                    ),
+                what = f"torch itself is off by {output.torch_error:.3g} in {output.dtype}"
+                text = (
+                    f"{output.name} at {case.case}: {what}, where rounding explains {explained:.3g}; the tolerance of "
+                    f"{allowed:.3g} that follows from it proves little, and the type may not suit the model; next "
+                    "step: another type, or --atol"
                 )
+                worst[output.name] = times, text
     return tuple(text for _, text in worst.values())
 
 

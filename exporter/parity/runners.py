@@ -59,12 +59,8 @@ class TorchRunner(BaseRunner):  # type: ignore[misc]
         self._model, self._manifest, self._dtype, self._around = model, manifest, dtype, around
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """The bundle's inputs, with None for the dimensions that vary."""
-        metadata = TensorMetadata()
-        for record in self._manifest.inputs:
-            shape = tuple(size if isinstance(size, int) else None for size in record.shape)
-            metadata.add(record.name, dtype=numpy_type(record.dtype), shape=shape)
-        return metadata
+        """The bundle's inputs."""
+        return input_metadata(self._manifest)
 
     def infer_impl(self, feed_dict: Feed) -> OrderedDict[str, Any]:
         """Outputs by name, as numpy arrays; bfloat16 ones as float32, which holds them exactly."""
@@ -90,6 +86,15 @@ class TorchRunner(BaseRunner):  # type: ignore[misc]
                 raise ExportFailed(f"output {rounded[0]} left float64, so the model cannot serve as its own oracle")
         tensors = [value.float() if value.dtype == torch.bfloat16 else value for value in tensors]
         return OrderedDict(zip(names, (value.numpy() for value in tensors), strict=True))
+
+
+def input_metadata(manifest: Manifest) -> TensorMetadata:
+    """A bundle's inputs for Polygraphy, with None for the dimensions that vary."""
+    metadata = TensorMetadata()
+    for record in manifest.inputs:
+        shape = tuple(size if isinstance(size, int) else None for size in record.shape)
+        metadata.add(record.name, dtype=numpy_type(record.dtype), shape=shape)
+    return metadata
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -10,15 +11,20 @@ from ..errors import InvalidRequest
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of the reports before the work begins.
+    """Make sure, before the work begins, that reports can be written to a folder; nothing is left of the attempt.
 
     Raises:
         InvalidRequest: it cannot be written.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
+        for path in missing:
+            # Another check may have written there meanwhile.
+            with contextlib.suppress(OSError):
+                path.rmdir()
     except OSError as error:
         raise InvalidRequest(
             f"{folder}: the report cannot be written there: {error.strerror or error}; next step: work on a copy of "
@@ -27,11 +33,12 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_atomically(text: str, file: Path) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all, and the folder that it is in.
 
     Raises:
         OSError: writing failed; `file` is as it was.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:

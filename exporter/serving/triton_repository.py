@@ -223,6 +223,11 @@ def _libraries(models: tuple[ServedModel, ...], request: PackageRequest) -> Libr
         if engine.manifest.plugin is not None and engine.manifest.plugin.api == PLUGIN_V3
     ]
     if not need:
+        if request.plugin_library is not None:
+            raise InvalidRequest(
+                f"--plugin-library {request.plugin_library}: no served engine of TensorRT needs a plugin; next step: "
+                "leave the option out"
+            )
         return Libraries(operator, *_provider_plugins(models))
     majors = {_major(engine) for engine in need}
     if len(majors) > 1:

@@ -61,9 +61,10 @@ INTEGERS: Arithmetic[int] = Arithmetic(
     },
 )
 _ARITIES = {"cdiv": (2, 2), "min": (2, 16), "max": (2, 16), "le": (2, 2), "both": (2, 2)}
-_SYMBOLS: dict[type[ast.operator], str] = {
+SYMBOLS: dict[type[ast.operator], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%",
 }  # fmt: skip
+"""How the operators of Python's grammar are written."""
 
 
 def evaluate(expression: str, sizes: Mapping[str, int]) -> int:
@@ -109,7 +110,7 @@ def _check_node(node: ast.AST, expression: str) -> None:
     if isinstance(node, ast.Constant):
         good = type(node.value) is int
     elif isinstance(node, ast.BinOp):
-        good = type(node.op) in _SYMBOLS
+        good = type(node.op) in SYMBOLS
     elif isinstance(node, ast.UnaryOp):
         good = isinstance(node.op, ast.USub)
     elif isinstance(node, ast.Call):
@@ -143,6 +144,6 @@ def _value(node: ast.expr, expression: str, sizes: Mapping[str, T], arithmetic: 
         assert isinstance(node, ast.BinOp)
         left = _value(node.left, expression, sizes, arithmetic)
         right = _value(node.right, expression, sizes, arithmetic)
-        return arithmetic.operators[_SYMBOLS[type(node.op)]](left, right)
+        return arithmetic.operators[SYMBOLS[type(node.op)]](left, right)
     except ZeroDivisionError as error:
         raise InvalidExpression(f"{expression!r} divides by zero") from error

@@ -10,20 +10,9 @@ import ast
 import re
 from collections.abc import Callable, Mapping, Set
 
-from .expressions import InvalidExpression, names
+from .expressions import INTEGERS, SYMBOLS, InvalidExpression, names
 
-OPERATORS: dict[str, Callable[[int, int], int]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "//": lambda a, b: a // b,
-    "%": lambda a, b: a % b,
-    "cdiv": lambda a, b: -(-a // b),
-    "min": min,
-    "max": max,
-    "le": lambda a, b: int(a <= b),
-    "both": lambda a, b: int(a != 0 and b != 0),
-}
+OPERATORS: dict[str, Callable[[int, int], int]] = {**INTEGERS.operators, **INTEGERS.functions}
 """Every operator takes two values, the left one from below the right."""
 
 MAX_TOKENS = 512
@@ -32,9 +21,6 @@ LARGEST_NUMBER = 2**62 - 1
 """Bounds that let a launcher work with arrays of fixed size."""
 
 _DIVISIONS = ("//", "%", "cdiv")
-_SYMBOLS: dict[type[ast.operator], str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%",
-}  # fmt: skip
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -65,7 +51,7 @@ def _append(node: ast.expr, tokens: list[str]) -> None:
     elif isinstance(node, ast.BinOp):
         _append(node.left, tokens)
         _append(node.right, tokens)
-        tokens.append(_SYMBOLS[type(node.op)])
+        tokens.append(SYMBOLS[type(node.op)])
     else:
         assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         _append(node.args[0], tokens)

@@ -47,6 +47,8 @@ def test_judged_again(bundle: Path, kernel_library: str, capsys: pytest.CaptureF
     assert run(["check", str(bundle), "--engine", "ort", "--lengths", "20", "--json", "-"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["engine"]["name"] == "ort" and [path["name"] for path in printed["paths"]] == ["engine ort"]
+    page = (bundle / "reports" / "engines" / "ort" / "check.html").read_text()
+    assert f"longspan check {bundle} --engine ort --judge --rtol" in " ".join(page.split())
     assert run(["check", str(bundle), "--engine", "ort", "--judge", "--require-kernel"]) == 0
     assert run(["check", str(bundle), "--engine", "ort", "--judge", "--atol", "0"]) == 1
     assert "by engine ort" in capsys.readouterr().out
@@ -111,6 +113,7 @@ def test_tensorrt_that_is_not_here(
     assert "needs TensorRT 10.14.1.48, which is not installed" in refused(
         [command, str(bundle), "--engine", "trt"], 4, capsys
     )
+    assert not (bundle / "reports").exists()
 
 
 @pytest.mark.parametrize("command", ["check", "bench"])

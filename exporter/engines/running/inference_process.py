@@ -72,7 +72,7 @@ class InferenceProcess:
             library: Plugin library that it needs; None for none.
 
         Returns:
-            ``layers``, see `inference.layers_of`; ``provider``: what runs it.
+            ``layers``, see `inference_worker.layers_of`; ``provider``: what runs it.
 
         Raises:
             BundleCorrupted: the file is not a whole engine.

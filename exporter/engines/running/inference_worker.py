@@ -145,7 +145,7 @@ class TensorRT:
                 self.runner = TrtRunner(loaded)
                 self.runner.activate()
             except PolygraphyException as error:
-                raise self._refusal(str(error)) from error
+                raise self._refusal(engine, str(error)) from error
         return {"layers": layers_of(self._trt, loaded), "provider": self._trt.__name__}
 
     def infer(self, feed: Mapping[str, Array], profile: int) -> tuple[dict[str, Array], float]:
@@ -191,13 +191,16 @@ class TensorRT:
             fitted[name] = value if value.dtype.kind != "V" else FormattedArray(flat, shape=value.shape)
         return fitted
 
-    def _refusal(self, otherwise: str) -> Refused:
+    def _refusal(self, engine: str, otherwise: str) -> Refused:
         """Whether the engine's bytes are damaged, or it cannot be loaded here."""
         reason = self._first(otherwise)
         found = reason.lower()
         if "cudaerror" not in found and any(words in found for words in _NO_ENGINE):
             return Refused(CORRUPTED, reason)
-        return Refused(ENVIRONMENT, reason)
+        step = (
+            "; next step: nvidia-smi, which shows the GPU and the newest CUDA of its driver" if "cuda" in found else ""
+        )
+        return Refused(ENVIRONMENT, f"{engine}: cannot be loaded here: {reason}{step}")
 
     def _first(self, otherwise: str) -> str:
         """The first error that was logged, which the later ones follow from."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from ....plugins.errors import PluginError
 from ....plugins.library import plugin_library_major, tensorrt_library_path
 from ...devices import Gpu, cuda_gpu
-from ...errors import EnvironmentLacks, InvalidRequest
+from ...errors import BundleCorrupted, EnvironmentLacks, InvalidRequest
 from ...manifest import sha256_of
 from ..manifest import NOT_BUILT, Engine, EngineManifest
 from ..request import PLUGIN_V3, TENSORRT, TENSORRT_RTX
@@ -106,8 +106,17 @@ def require_version(engine: Engine, version: str) -> None:
 
 
 def built_with(manifest: EngineManifest) -> str:
-    """Version of the runtime that built an engine."""
-    return manifest.versions[RUNTIMES[manifest.target].module]
+    """Version of the runtime that built an engine.
+
+    Raises:
+        BundleCorrupted: its manifest does not say.
+    """
+    runtime = RUNTIMES[manifest.target]
+    if runtime.module not in manifest.versions:
+        raise BundleCorrupted(
+            f"the engine's manifest does not say which {runtime.title} built it; next step: build again"
+        )
+    return manifest.versions[runtime.module]
 
 
 def architectures(manifest: EngineManifest) -> str:

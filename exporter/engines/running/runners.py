@@ -15,8 +15,8 @@ from polygraphy.common import TensorMetadata
 from ...bundle import Bundle
 from ...errors import BundleCorrupted, ExportFailed
 from ...manifest import Manifest
-from ...parity.inputs import Feed, numpy_type
-from ...parity.runners import RuntimePath
+from ...parity.inputs import Feed
+from ...parity.runners import RuntimePath, input_metadata
 from ...parity.tolerances import numpy_name
 from ...reports.files import write_atomically
 from ...whole_folders import MANIFEST_FILE
@@ -54,12 +54,8 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]
         self._manifest, self._profiles, self._start, self._process = manifest, profiles, start, process
 
     def get_input_metadata_impl(self) -> TensorMetadata:
-        """The bundle's inputs, with None for the dimensions that vary."""
-        metadata = TensorMetadata()
-        for record in self._manifest.inputs:
-            shape = tuple(size if isinstance(size, int) else None for size in record.shape)
-            metadata.add(record.name, dtype=numpy_type(record.dtype), shape=shape)
-        return metadata
+        """The bundle's inputs."""
+        return input_metadata(self._manifest)
 
     def infer_impl(self, feed_dict: Feed) -> OrderedDict[str, Any]:
         """Outputs by name.

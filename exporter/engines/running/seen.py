@@ -32,7 +32,7 @@ def sites_seen(manifest: EngineManifest, layers: Iterable[Sequence[str]]) -> dic
 
     Args:
         manifest: The engine's.
-        layers: See `inference.layers_of`.
+        layers: See `inference_worker.layers_of`.
     """
     plugins = plugin_names(layers)
     return {

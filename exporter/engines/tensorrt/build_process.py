@@ -1,4 +1,4 @@
-"""Run `worker` in a process of its own, and say in one line why it ended where it did."""
+"""Run `build_worker` in a process of its own, and say in one line why it ended where it did."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def build_in_child(
 
     Args:
         title: What people call the target, for errors.
-        request: See `worker.build`.
+        request: See `build_worker.build`.
         progress: Told each stage, and how far the builder is.
         warn: Told what TensorRT warns of, once each.
 
     Returns:
-        What `worker.build` returns.
+        What `build_worker.build` returns.
 
     Raises:
         EnvironmentLacks: a package, a library or a GPU is missing.

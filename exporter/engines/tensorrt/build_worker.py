@@ -8,8 +8,10 @@ a line, the last of which says what was built or why it was not; everything that
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,12 +29,16 @@ _USUAL = "has Int64 binding"
 _ADVICE = {
     "FP32 GEMM is not supported": "; next step: --dtype fp16",
     "workspace": "; next step: a larger --pool-limit workspace, or smaller --max-shapes",
+    "smem_limit": "; next step: a larger --pool-limit tactic-shared-memory",
     "OutOfMemory": "; next step: smaller --max-shapes, or a larger --pool-limit workspace",
 }
 """What helps against a failure that TensorRT describes with these words."""
 
 _BEYOND = "values are not self-consistent"
 """Part of a warning that TensorRT builds on after: the engine cannot run at a bound of its own profile."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of ``prctl``, from ``linux/prctl.h``."""
 
 _LOGGED_ERRORS = 20
 """Error messages that are kept; the first says what was wrong, the later ones what followed from it."""
@@ -60,6 +66,7 @@ class Events:
 
 def main() -> None:
     """Build the engine that stdin asks for."""
+    _end_with_parent()
     request = json.load(sys.stdin)
     # Native libraries may print; the events must stand alone on the real stdout.
     events = Events(os.fdopen(os.dup(1), "w"))
@@ -76,6 +83,11 @@ def main() -> None:
         events.tell("failed", kind="build", reason=f"out of memory: {error}")
     except Exception as error:
         events.tell("failed", kind="build", reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent is killed: the next build writes to the same folder."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def build(request: dict[str, Any], events: Events) -> dict[str, Any]:
@@ -102,6 +114,8 @@ def build(request: dict[str, Any], events: Events) -> dict[str, Any]:
     logger = _logger(trt, events)
     library = _load_plugins(trt, logger, request)
     builder = trt.Builder(logger)
+    if request["timing_cache"]:
+        _require_timing_cache(builder, Path(request["timing_cache"]))
     network = builder.create_network(0 if request["target"] == TENSORRT_RTX else _strongly_typed(trt))
     events.tell("stage", text="parse")
     parser = _parse(trt, logger, network, request["model"])
@@ -176,6 +190,23 @@ def _load_plugins(trt: Any, logger: Any, request: dict[str, Any]) -> str | None:
     if trt.get_plugin_registry().load_library(library) is None:
         raise Refused("environment", f"{library}: cannot be loaded: {_first(logger, 'TensorRT gives no reason')}")
     return str(library)
+
+
+def _require_timing_cache(builder: Any, file: Path) -> None:
+    """Refuse a file that TensorRT would take for an empty cache, and that the cache would be written over."""
+    data = file.read_bytes() if file.is_file() else b""
+    if not data:
+        return
+    config = builder.create_builder_config()
+    empty = bytes(config.create_timing_cache(b"").serialize())
+    cache = config.create_timing_cache(data)
+    ignored = cache is None or (data != empty and bytes(cache.serialize()) == empty)
+    if ignored or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise Refused(
+            "request",
+            f"--timing-cache {file}: is not a timing cache of this version and GPU; it was left as it is; next step: "
+            "name another file, or remove it",
+        )
 
 
 def _parse(trt: Any, logger: Any, network: Any, model: str) -> Any:

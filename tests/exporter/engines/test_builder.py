@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +133,31 @@ def test_a_changed_engine_is_refused(rtx_bundle: Path, copied: Copy) -> None:
         Engine.open(Bundle.open(bundle), "x")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target", "vulkan"),
+        ("dtype", "fp64"),
+        ("status", 5),
+        ("versions", None),
+        ("versions", {"tensorrt_rtx": 1.7}),
+        ("compute_capabilities", [89]),
+        ("build_s", "long"),
+        ("options", []),
+        ("profiles", [{"inputs": {}}]),
+        ("profiles", [{"inputs": {"input_ids": {"min": ["a"], "opt": [1, 2], "max": [1, 2]}}}]),
+        ("profiles", [{"inputs": {"input_ids": {"min": [9, 9], "opt": [1, 2], "max": [1, 2]}}}]),
+    ],
+)
+def test_a_value_that_no_build_writes_is_found(rtx_bundle: Path, copied: Copy, key: str, value: Any) -> None:
+    bundle = copied(rtx_bundle)
+    file = bundle / "engines" / "x" / MANIFEST_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    found = {"status": "a text", "profiles": "a profile"}.get(key, key)
+    with pytest.raises(BundleCorrupted, match=f"{found}.* next step: build again"):
+        Engine.open(Bundle.open(bundle), "x")
+
+
 def test_a_manifest_names_no_file_outside_its_folder() -> None:
     with pytest.raises(BundleCorrupted, match="no plain name"):
         EngineManifest.from_json(
@@ -198,15 +227,57 @@ def test_a_graph_with_plugins_has_kernels_for_what_was_named(bundle: Path) -> No
         check(bundle, engine=engine.name, lengths=[17])
 
 
-@pytest.mark.parametrize("content", [b"text", b"\x7fELF" + b"\0" * 60])
+def test_no_kernel_is_promised_for_a_device_before_ampere(bundle: Path) -> None:
+    wanted = BuildRequest("tensorrt", graph_only=True, compute_capabilities=("sm75", "sm80"))
+    with pytest.raises(InvalidRequest, match=r"sm75: longspan's GPU kernels are for sm80 and later; .* none"):
+        build(bundle, wanted)
+    assert not (bundle / "engines").exists()
+
+
+def test_kernels_are_for_the_gpu_that_is_there_besides_those_that_were_named(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    seen: list[Any] = []
+
+    def served(model: Any, targets: Any, *more: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        seen.extend(map(str, targets))
+        return _none_served(model, targets, *more)
+
+    monkeypatch.setattr("longspan.exporter.engines.graphs.plugin_graph._served", served)
+    with pytest.raises(ExportFailed):
+        build(bundle, request("tensorrt", compute_capabilities=("sm90", "sm89")))
+    assert seen == ["sm_89", "sm_90"]
+
+
+@pytest.mark.parametrize("content", [b"text", b"\x7fELF" + b"\0" * 60, None])
 def test_a_file_that_is_no_plugin_library(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     stand_in.install(tmp_path / "packages", monkeypatch)
     library = tmp_path / "other.so"
-    library.write_bytes(content)
-    with pytest.raises(EnvironmentLacks, match=r"other\.so"):
+    if content is not None:
+        library.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=r"--plugin-library.*other\.so"):
         build(bundle, request("tensorrt", plugin_library=library))
+
+
+def test_a_file_that_is_no_timing_cache_is_kept(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.install(tmp_path / "packages", monkeypatch)
+    cache = tmp_path / "letter.txt"
+    cache.write_bytes(b"Dear reader")
+    with pytest.raises(InvalidRequest, match=r"letter\.txt: is not a timing cache of this version"):
+        build(bundle, request("tensorrt", plugin_api="none", timing_cache=cache))
+    assert cache.read_bytes() == b"Dear reader"
+    with pytest.raises(InvalidRequest, match="is not a file"):
+        build(bundle, request("tensorrt", plugin_api="none", timing_cache=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for attempt in range(2):
+        engine = build(
+            bundle, request("tensorrt", plugin_api="none", timing_cache=Path("new.cache")), force=attempt > 0
+        )
+    assert Path("new.cache").stat().st_size
+    assert engine.manifest.options["timing_cache"] == str(tmp_path / "new.cache")
 
 
 def test_a_plugin_library_of_another_major_version_is_refused_before_it_is_loaded(
@@ -224,6 +295,34 @@ def test_a_plugin_library_of_another_major_version_is_refused_before_it_is_loade
         build(bundle, request("tensorrt", plugin_library=Path(library)))
     with pytest.raises(EnvironmentLacks, match="liblongspan_trt11"):
         build(bundle, request("tensorrt"))
+
+
+def test_a_build_that_is_killed_takes_its_process_with_it() -> None:
+    parent = """
+import subprocess, sys, time
+module = "longspan.exporter.engines.tensorrt.build_worker"
+worker = f"import {module} as w; w._end_with_parent(); print('up', flush=True)"
+child = subprocess.Popen([sys.executable, "-c", worker + "; w.time.sleep(600)"], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        worker = int(killed.stdout.readline())
+        os.kill(worker, 0)
+        killed.kill()
+    deadline = time.monotonic() + 30
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _runs(worker)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_process_that_ends_is_one_line_that_names_the_node(
@@ -253,7 +352,7 @@ def test_require_kernel(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         build(bundle, request("tensorrt"))
 
 
-def _none_served(model: Any, targets: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def _none_served(model: Any, targets: Any, *_: Any) -> tuple[dict[str, Any], dict[str, str]]:
     from longspan.exporter.sites.record import longspan_nodes
 
     return {}, {node.name or "": "it is too wide" for node in longspan_nodes(model)}

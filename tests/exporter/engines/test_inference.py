@@ -136,7 +136,10 @@ def test_the_first_error_that_tensorrt_logged_is_what_is_told() -> None:
 def test_damage_is_told_from_what_is_missing(message: str, kind: str) -> None:
     made = session()
     made._logger.log(trt.ILogger.ERROR, message)
-    assert made._refusal("").kind == kind
+    refusal = made._refusal("x/model.engine", "")
+    assert refusal.kind == kind
+    if "CUDA driver" in message:
+        assert "x/model.engine: cannot be loaded here: " in str(refusal) and "next step: nvidia-smi" in str(refusal)
 
 
 def test_layers_as_an_inspector_tells_them() -> None:

@@ -101,6 +101,7 @@ def test_a_size_that_nobody_knows_is_asked_for() -> None:
         ([], [], ["states:[2,8,9]"], "input states has shape"),
         ([], [], ["other:[2,8]"], "no input 'other'; allowed: ids, mask, states"),
         ([], [], ["ids"], "must be input:"),
+        ([], [], [""], "--max-shapes: is empty"),
         ([], ["ids:[0,8]"], [], "--opt-shapes .* must be input:"),
         ([], ["ids:[1,8]"], ["ids:[1,8]", "ids:[1,16]"], "different numbers .*: --opt-shapes 1, --max-shapes 2"),
     ],

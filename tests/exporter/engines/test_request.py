@@ -41,11 +41,27 @@ def test_every_option_of_a_target_is_taken() -> None:
 
 
 def test_pool_limits() -> None:
-    assert pool_limits_of(("workspace:1.5G", "tactic-dram:64m", "dla-local-dram:7")) == {
+    assert pool_limits_of(("workspace:1.5G", "tactic-dram:64m", "tactic-shared-memory:7")) == {
         "workspace": 3 << 29,
         "tactic-dram": 64 << 20,
-        "dla-local-dram": 7,
+        "tactic-shared-memory": 7,
     }
-    for text in ("workspace", "workspace:lots", "workspace:1T", "workspace:-1", "attic:1G"):
+    wrong = (
+        "workspace",
+        "workspace:lots",
+        "workspace:1T",
+        "workspace:-1",
+        "attic:1G",
+        "dla-local-dram:1G",
+        "workspace:0",
+    )
+    for text in (*wrong, "workspace:0.5", f"workspace:{'9' * 20}G", f"workspace:{'9' * 400}"):
         with pytest.raises(InvalidRequest, match=f"--pool-limit {text}"):
             pool_limits_of((text,))
+    with pytest.raises(InvalidRequest, match="workspace has a limit already"):
+        pool_limits_of(("workspace:1G", "workspace:2G"))
+
+
+def test_a_device_is_named_once() -> None:
+    with pytest.raises(InvalidRequest, match="--compute-capability sm89,sm89: names one of them twice"):
+        BuildRequest("tensorrt-rtx", compute_capabilities=("sm89", "sm89"))

@@ -12,7 +12,7 @@ from longspan.exporter.engines.manifest import Engine, PluginRecord
 from longspan.exporter.engines.running import requirements
 from longspan.exporter.engines.running.requirements import require_runnable, require_version, runs_on
 from longspan.exporter.engines.runtimes import EngineRuntime
-from longspan.exporter.errors import EnvironmentLacks, InvalidRequest
+from longspan.exporter.errors import BundleCorrupted, EnvironmentLacks, InvalidRequest
 from longspan.exporter.manifest import sha256_of
 from longspan.plugins.errors import InvalidLibrary
 
@@ -98,6 +98,11 @@ def test_versions(make: Make, options: dict[str, Any], here: str, allowed: str) 
         return
     with pytest.raises(EnvironmentLacks, match=rf"built with TensorRT 10\.14\.1\.48, here is {here}; {allowed}"):
         require_version(engine, here)
+
+
+def test_a_manifest_that_names_no_version(make: Make) -> None:
+    with pytest.raises(BundleCorrupted, match="does not say which TensorRT built it; next step: build again"):
+        require_version(make(versions={}), "10.14.1.48")
 
 
 def test_an_engine_without_weights(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,6 +298,8 @@ def test_plugins_in_onnx_runtime(served: Path, plugin_library: Path, tmp_path: P
         assert set(repository.manifest.libraries) == {PLUGINS, LOADER}
         # It is the provider that loads them, not the server's TensorRT backend.
         assert repository.start == ("--model-repository=/longspan/models",)
+    with pytest.raises(InvalidRequest, match=r"--plugin-library .*: no served engine of TensorRT needs a plugin"):
+        package(served, tmp_path / "other", PackageRequest(engines=("bodies",), plugin_library=plugin_library))
     repository = package(served, tmp_path / "repo", PackageRequest(engines=("bodies",)), force=True)
     accelerator = config_of(repository).optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert "trt_extra_plugin_lib_paths" not in accelerator.parameters
