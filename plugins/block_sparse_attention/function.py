@@ -278,14 +278,18 @@ class _Body(AttentionBody):
         ends = apart.first + apart.last
         # A text of long rows alone has one short row all the same, which repeats another: a Loop needs a trip.
         short_rows = b.maximum(self.row_blocks - ends, 1)
-        limit = b.where(self.row_blocks <= apart.up_to, width, apart.width) if apart.up_to else apart.width
+        limit = b.minimum(width, apart.width)
+        if apart.up_to:
+            limit = b.where(self.row_blocks <= apart.up_to, width, limit)
+        if apart.known_to:
+            limit = b.where(self.row_blocks <= apart.known_to, limit, width)
 
         def short_item(number: Expr) -> Expr:
             row = b.minimum(number % short_rows + apart.first, self.row_blocks - 1)
             return number // short_rows * self.row_blocks + row
 
         lists = self.batch * self.item_heads
-        computed, results = self._at_one_width(lists * short_rows, short_item, b.minimum(width, limit))
+        computed, results = self._at_one_width(lists * short_rows, short_item, limit)
         group, row = item // self.row_blocks, item % self.row_blocks
         place = group * short_rows + row - apart.first
         if not ends:

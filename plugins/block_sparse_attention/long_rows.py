@@ -16,17 +16,19 @@ class LongRows:
         last: The same at the end.
         width: Most blocks that the two lists of any other row name together.
         up_to: Texts of this many rows of blocks or fewer may break that rule.
+        known_to: Texts of more rows of blocks may break it as well; 0 for none.
     """
 
     first: int
     last: int
     width: int
     up_to: int = 0
+    known_to: int = 0
 
     @property
     def name(self) -> str:
         """As part of an overload."""
-        return f"long_rows_{self.first}_{self.last}_{self.width}_{self.up_to}"
+        return f"long_rows_{self.first}_{self.last}_{self.width}_{self.up_to}_{self.known_to}"
 
     @property
     def words(self) -> str:
@@ -44,5 +46,6 @@ class LongRows:
             width: Slots of the lists, both kinds.
         """
         apart = min(self.first + self.last, rows)
-        short = min(width, width if rows <= self.up_to else self.width)
+        holds = self.up_to < rows and (not self.known_to or rows <= self.known_to)
+        short = min(width, self.width) if holds else width
         return apart * width + max(rows - apart, 1) * short

@@ -135,6 +135,15 @@ def test_a_row_that_is_longer_than_is_known_would_be_noticed(apart: tuple[int, i
     assert np.allclose(got, expected(case, "bhsd", operands)[0], rtol=0, atol=TOLERANCE) == right
 
 
+@pytest.mark.parametrize(("known_to", "right"), [(15, True), (16, False), (0, False)])
+def test_texts_that_nothing_is_known_of_have_the_width_of_their_lists(known_to: int, right: bool) -> None:
+    """Sixteen rows of blocks, all of which would be computed at too small a width."""
+    case, operands = bigbird(64, 4)
+    model = apart_site(operands, case.node_attributes("bhsd"), LongRows(0, 0, 4, known_to=known_to))
+    got = session(model).run(None, feeds(operands))[0]
+    assert np.allclose(got, expected(case, "bhsd", operands)[0], rtol=0, atol=TOLERANCE) == right
+
+
 @pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("name", ["everything", "listed several times, masked", "lists of their own for all"])
 def test_chunks_of_any_size_agree(name: str, even: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def choose(widths: Mapping[int, RowWidths]) -> LongRows | None:
         if before[first] > width or after[last] > width:
             continue
         broken = [n for n, x in widths.items() if _most(x.rows[first : max(n - last, first)]) > width]
-        apart = LongRows(first, last, max(width, 1), max(broken, default=0))
+        apart = LongRows(first, last, max(width, 1), max(broken, default=0), most)
         slots = apart.slots(most, longest.width)
         if best is None or slots < best[0]:
             best = slots, apart

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROUNDING = 32 * float(np.finfo(np.float32).eps)
 LONGEST = 160
-BIG_BIRD = LongRows(1, 1, 6, up_to=7)
+BIG_BIRD = LongRows(1, 1, 6, up_to=7, known_to=40)
 """Of the small model: blocks 0 (twice), before, own, after and last; texts of up to seven blocks see all."""
 
 
@@ -111,7 +111,7 @@ def star(counts: str = TWO_PER_ROW, pattern: Pattern | None = STAR) -> ir.Model:
 
 
 def test_lists_that_agree_with_the_pattern_are_believed() -> None:
-    assert find_long_rows(star(), {"sequence": LONGEST}) == {"site": LongRows(1, 0, 2)}
+    assert find_long_rows(star(), {"sequence": LONGEST}) == {"site": LongRows(1, 0, 2, known_to=40)}
 
 
 SUM = """every = ReduceSum <keepdims = 0> (ids) nothing = Sub (every, every)
@@ -161,7 +161,7 @@ def test_lists_in_the_file_are_read() -> None:
         model.graph.register_initializer(value)
         site.replace_input_with(3 + number, value)
     del model.graph.inputs[1:]
-    assert find_long_rows(model, {}) == {"site": LongRows(1, 0, 2)}
+    assert find_long_rows(model, {}) == {"site": LongRows(1, 0, 2, known_to=40)}
 
 
 def widths_of(pattern: Pattern, block: int, longest: int) -> dict[int, RowWidths]:
@@ -175,9 +175,9 @@ def widths_of(pattern: Pattern, block: int, longest: int) -> dict[int, RowWidths
 @pytest.mark.parametrize(
     ("pattern", "block", "chosen"),
     [
-        (big_bird(16, 3), 16, LongRows(1, 1, 8)),
-        (Blocked(16, UpTo(11, Window(-1, -1), Window(1, 1) | Global(2))), 16, LongRows(2, 0, 5, up_to=11)),
-        (longformer(64, global_tokens=1), 16, LongRows(1, 0, 6)),
+        (big_bird(16, 3), 16, LongRows(1, 1, 8, known_to=64)),
+        (Blocked(16, UpTo(11, Window(-1, -1), Window(1, 1) | Global(2))), 16, LongRows(2, 0, 5, up_to=11, known_to=64)),
+        (longformer(64, global_tokens=1), 16, LongRows(1, 0, 6, known_to=64)),
         (sparse_transformer_strided(16), 16, None),
         (Window(-1, -1), 16, None),
         (Window(16, 16), 16, None),
