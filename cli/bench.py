@@ -196,7 +196,7 @@ def command(
         )
     _output(report, json_file, html_file, plot)
     if json_file != "-":
-        console().print(f"report: {bundle / 'reports' / PAGE_FILE}", soft_wrap=True)
+        console().print(f"report: {bundle / 'reports' / PAGE_FILE}", soft_wrap=True, markup=False)
     return verdict(report, min_speedup)
 
 

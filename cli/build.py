@@ -115,7 +115,7 @@ def print_engine(engine: Engine, bundle: Path, warnings: list[str], terminal: Co
         terminal.print(f"plugin: {_plugin(manifest.plugin)}", soft_wrap=True, markup=False)
     for text in warnings:
         terminal.print(f"warning: {text}", soft_wrap=True, markup=False)
-    terminal.print(f"{engine.file}: {manifest.status}", soft_wrap=True)
+    terminal.print(f"{engine.file}: {manifest.status}", soft_wrap=True, markup=False)
     for line in _next_steps(engine, bundle):
         terminal.print(line, soft_wrap=True, markup=False)
 

@@ -106,7 +106,7 @@ def command(
     else:
         print_report(report, console())
         beside = "" if judge_only else f", with {REPORT_FILE} and {JUNIT_FILE} beside it"
-        console().print(f"report: {origin}{beside}", soft_wrap=True)
+        console().print(f"report: {origin}{beside}", soft_wrap=True, markup=False)
     return PASS if report.passed else THRESHOLD_FAILED
 
 

@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from longspan.exporter import Conversion, SourceRequest, export
@@ -13,33 +14,36 @@ from longspan.exporter.kernel_packs import targets_of
 from longspan.plugins import LibraryMissing, ort_library_path
 
 from .exporter.models import BERT, LONGFORMER, write_config
+from .shared import made_once
+
+
+def exported(factory: pytest.TempPathFactory, name: str, model: dict[str, Any], **options: Any) -> Path:
+    """A bundle of a small model with random weights."""
+
+    def make(folder: Path) -> None:
+        config = write_config(folder / "source", model)
+        export(SourceRequest(str(config), random_weights=True), folder / "bundle", **options)
+
+    return made_once(factory, name, make) / "bundle"
 
 
 @pytest.fixture(scope="session")
 def longformer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A faithful bundle: windows of 8 and 16, padding, global tokens, up to 256 tokens."""
-    folder = tmp_path_factory.mktemp("longformer")
-    config = write_config(folder / "source", LONGFORMER)
-    return export(SourceRequest(str(config), random_weights=True), folder / "bundle").path
+    return exported(tmp_path_factory, "longformer", LONGFORMER)
 
 
 @pytest.fixture(scope="session")
 def bert_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An approximating bundle: dense attention cut to a window of 16, positions extended from 64 to 256."""
-    folder = tmp_path_factory.mktemp("bert")
-    config = write_config(folder / "source", BERT)
-    conversion = Conversion(window=16, max_positions=256)
-    return export(SourceRequest(str(config), random_weights=True), folder / "bundle", conversion=conversion).path
+    return exported(tmp_path_factory, "bert", BERT, conversion=Conversion(window=16, max_positions=256))
 
 
 @pytest.fixture(scope="session")
 def gpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with GPU kernels for sm_80 and as PTX inside its model: a window of 16, two layers."""
     pytest.importorskip("triton")
-    folder = tmp_path_factory.mktemp("gpu")
-    config = write_config(folder / "source", BERT)
-    request = SourceRequest(str(config), random_weights=True)
-    return export(request, folder / "bundle", conversion=Conversion(window=16), gpu=targets_of("sm_80")).path
+    return exported(tmp_path_factory, "gpu", BERT, conversion=Conversion(window=16), gpu=targets_of("sm_80"))
 
 
 @pytest.fixture

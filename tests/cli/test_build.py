@@ -42,9 +42,11 @@ def test_an_engine_without_a_gpu(bundle: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_an_optimised_model(bundle: str, kernel_library: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # What stands in brackets is no markup.
+    bundle = str(Path(bundle).rename(Path(bundle).with_name("model [bold]")))
     assert run(["build", bundle, "--target", "ort", "--name", "mine"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("mine: ONNX Runtime, fp32, ")
+    assert out.startswith("mine: ONNX Runtime, fp32, ") and f"\n{bundle}/engines/mine/model.onnx: run by" in out
     assert "✓ kernel: of liblongspan_ort.so" in out
     assert "run by CPUExecutionProvider" in out
     assert run(["build", bundle, "--target", "ort", "--name", "mine"]) == 2

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
 from longspan.exporter.conversion import UNCHANGED
 from longspan.exporter.families import find_family
@@ -21,6 +22,7 @@ from longspan.exporter.sources import Source, SourceRequest, load_source
 from longspan.exporter.tracing import trace
 from longspan.plugins.functions import attach_function_bodies
 
+from ...shared import made_once
 from ..family_checks import load_steep, padded_feed
 from ..models import LONGFORMER
 from ..test_led import CONFIG as LED
@@ -72,9 +74,20 @@ _CONFIGS["wide-decoder"] = (
 )
 
 
+factory: pytest.TempPathFactory | None = None
+"""What `conftest` sets, so that the workers of a run share traced graphs."""
+
+
 @functools.cache
 def graph_of(name: str) -> ir.Model:
     """The graph of one of `NAMES`, or of a decoder with a wide window, with function bodies; nobody may change it."""
+    if factory is None:
+        return _traced(name)
+    folder = made_once(factory, f"graph-{name}", lambda folder: ir.save(_traced(name), folder / "model.onnx"))
+    return ir.load(folder / "model.onnx")
+
+
+def _traced(name: str) -> ir.Model:
     source = source_of(name)
     family = find_family(source.model, UNCHANGED)  # type: ignore[arg-type]
     graph = trace(source, family, UNCHANGED)
