@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from .attention.function_body import AttentionSignature
 from .block_sparse_attention import function as block_sparse_attention
+from .block_sparse_attention.long_rows import LongRows
 from .definition import DOMAIN, OPSET_VERSION
 from .errors import InvalidOperands
 from .registry import operator
@@ -105,7 +106,7 @@ def signature_of(node: ir.Node) -> AttentionSignature:
     return _body(node)[0]
 
 
-def fixed_size_body(node: ir.Node, opset: int) -> ir.Function:
+def fixed_size_body(node: ir.Node, opset: int, long_rows: LongRows | None = None) -> ir.Function:
     """Build the body of a ``longspan`` node in which every size follows from shapes, for one node to be inlined.
 
     TensorRT builds nothing else. `attach_function_bodies` prefers a form that looks at the lists, where that one is
@@ -114,6 +115,8 @@ def fixed_size_body(node: ir.Node, opset: int) -> ir.Function:
     Args:
         node: Its attributes and inputs are written, in place, as `attach_function_bodies` writes them.
         opset: The model's version of the standard domain.
+        long_rows: What is known of the lists of a BlockSparseAttention at every length: all other rows are computed at
+            a width of their own. None computes all rows at the width of the lists.
 
     Raises:
         InvalidOperands: the node names no known operator or contradicts its definition, or the opset is below 18.
@@ -122,7 +125,8 @@ def fixed_size_body(node: ir.Node, opset: int) -> ir.Function:
     signature = signature_of(node)
     write_out(node)
     if isinstance(signature, block_sparse_attention.Signature):
-        return block_sparse_attention.function_body(dataclasses.replace(signature, even=True), opset)
+        fixed = dataclasses.replace(signature, even=True, long_rows=long_rows)
+        return block_sparse_attention.function_body(fixed, opset)
     return _body(node)[1](opset)
 
 

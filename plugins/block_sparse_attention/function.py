@@ -13,7 +13,8 @@ Loop, widest first; each is padded to the widest of its chunk::
 
 For that the items are sorted by width, and a chunk ends where the width has fallen by a quarter. Where the shapes of
 the lists say that no item is wide (`Signature.even`), there is nothing to sort: all items have the width of the lists,
-and all sizes follow from shapes, as TensorRT needs it.
+and all sizes follow from shapes, as TensorRT needs it. Rows at the ends that are known to be longer than all others
+(`Signature.long_rows`) are then computed apart, at the width of the lists; the others have a width of their own.
 
 Axes of index tensors: item, key head, query head of the group, row, column (key). Heads that have lists of their own
 are part of the item, and the two axes of heads are then 1.
@@ -21,6 +22,7 @@ are part of the item, and the two axes of heads are then 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -35,6 +37,7 @@ from ..attention.function_body import (
 )
 from ..onnx_builder import Expr
 from .definition import BLOCK_SPARSE_ATTENTION, Attributes
+from .long_rows import LongRows
 
 EVEN_UP_TO = 1024
 """Most keys that static lists may name in a row for all rows to be computed at the width of the lists."""
@@ -58,6 +61,7 @@ class Signature(AttentionSignature):
         full_only: Whether the partial lists are known to have no slots.
         partial_only: Whether the full lists are known to have no slots.
         even: Whether every item has the width of its lists.
+        long_rows: Where `even` is meant for these rows alone; None for all. No node says it: who knows the lists does.
     """
 
     is_causal: bool = False
@@ -65,12 +69,14 @@ class Signature(AttentionSignature):
     full_only: bool = False
     partial_only: bool = False
     even: bool = False
+    long_rows: LongRows | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
         """What the overload names after the optional inputs."""
         own = ("is_causal", "exclude_self", "full_only", "partial_only", "even")
-        return (*super().flags, *(name for name in own if getattr(self, name)))
+        apart = () if self.long_rows is None else (self.long_rows.name,)
+        return (*super().flags, *(name for name in own if getattr(self, name)), *apart)
 
     @classmethod
     def of(cls, node: ir.Node) -> Signature:
@@ -243,29 +249,84 @@ class _Body(AttentionBody):
         self.bias_rows = b.reshape(bias, [-1, self.stretch])
 
     def build(self) -> ir.Function:
-        """Compute all items, and put the rows in order."""
+        """Compute all items, and put the rows in order.
+
+        Each way to compute them gives the place of each item among the results, and the results as tables of rows.
+        """
         b = self.b
-        rank, (y, *lse) = self._all_at_one_width() if self.signature.even else self._widest_first()
+        rank, (y, *lse) = self._at_fixed_widths() if self.signature.even else self._widest_first()
         batch = b.reshape(b.arange(self.batch), [-1, 1, 1])
         head = b.reshape(b.arange(self.heads), [-1, 1])
         query = b.arange(self.seq_q)
         item = (batch * self.item_heads + head // self.heads_of_item) * self.row_blocks + query // self.tall
         place = b.op("Gather", rank, item)
         number = (place * self.heads_of_item + head % self.heads_of_item) * self.rows + query % self.tall
-        return self.ordered(b.reshape(y, [-1, self.v_size]), [b.reshape(x, [-1]) for x in lse], number)
+        return self.ordered(y, lse, number)
 
-    def _all_at_one_width(self) -> tuple[Expr, list[Expr]]:
-        """Place of each item among the results, and the results; the last chunk repeats the last item."""
+    def _tables(self, results: list[Expr]) -> list[Expr]:
+        """Results of some items as tables of rows, (rows, D_v) and (rows,)."""
+        y, *lse = results
+        return [self.b.reshape(y, [-1, self.v_size]), *(self.b.reshape(x, [-1]) for x in lse)]
+
+    def _at_fixed_widths(self) -> tuple[Expr, list[Expr]]:
+        """All items at the width of the lists, or short rows at theirs."""
         b = self.b
-        width = b.maximum(self.slot_limit, 1)
-        count = b.minimum(b.maximum(b.constant(EVEN_CHUNK) // self._area(width), 1), self.items)
-        item = b.arange(count)
-        trips = (self.items + count - 1) // count
-        results = b.loop(trips, lambda trip: self._chunk(b.minimum(trip * count + item, self.items - 1), width))
-        return b.arange(self.items), results
+        width, apart = b.maximum(self.slot_limit, 1), self.signature.long_rows
+        item = b.arange(self.items)
+        if apart is None:
+            return item, self._at_one_width(self.items, lambda number: number, width)[1]
+        ends = apart.first + apart.last
+        # A text of long rows alone has one short row all the same, which repeats another: a Loop needs a trip.
+        short_rows = b.maximum(self.row_blocks - ends, 1)
+        limit = b.minimum(width, apart.width)
+        if apart.up_to:
+            limit = b.where(self.row_blocks <= apart.up_to, width, limit)
+        if apart.known_to:
+            limit = b.where(self.row_blocks <= apart.known_to, limit, width)
+
+        def short_item(number: Expr) -> Expr:
+            row = b.minimum(number % short_rows + apart.first, self.row_blocks - 1)
+            return number // short_rows * self.row_blocks + row
+
+        lists = self.batch * self.item_heads
+        computed, results = self._at_one_width(lists * short_rows, short_item, limit)
+        group, row = item // self.row_blocks, item % self.row_blocks
+        place = group * short_rows + row - apart.first
+        if not ends:
+            return place, results
+        long_rows = b.minimum(self.row_blocks, ends)
+        between = self.row_blocks - long_rows
+
+        def long_item(number: Expr) -> Expr:
+            row = number % long_rows
+            return number // long_rows * self.row_blocks + b.where(row < apart.first, row, row + between)
+
+        _, long_results = self._at_one_width(lists * long_rows, long_item, width)
+        long_place = computed + group * long_rows + b.where(row < apart.first, row, row - between)
+        is_long = (row < apart.first) | (row >= self.row_blocks - apart.last)
+        tables = [b.concat(parts, 0) for parts in zip(results, long_results, strict=True)]
+        return b.where(is_long, long_place, place), tables
+
+    def _at_one_width(self, items: Expr, item_of: Callable[[Expr], Expr], width: Expr) -> tuple[Expr, list[Expr]]:
+        """Compute some items, all of `width` slots.
+
+        Args:
+            items: How many.
+            item_of: Which item each of their numbers stands for.
+            width: Slots.
+
+        Returns:
+            How many there are results of, since the last chunk repeats the last item; and the results.
+        """
+        b = self.b
+        count = b.minimum(b.maximum(b.constant(EVEN_CHUNK) // self._area(width), 1), items)
+        number = b.arange(count)
+        trips = (items + count - 1) // count
+        results = b.loop(trips, lambda trip: self._chunk(item_of(b.minimum(trip * count + number, items - 1)), width))
+        return trips * count, self._tables(results)
 
     def _widest_first(self) -> tuple[Expr, list[Expr]]:
-        """Place of each item among the results, and the results."""
+        """As many items at a time as have about one width, widest first."""
         b = self.b
         every = b.vector([self.items])
         widths, order = b.multi_op("TopK", 2, b.maximum(self.counts, 1), every)
@@ -282,7 +343,7 @@ class _Body(AttentionBody):
 
         states = [b.constant(0), *(b.sequence() for _ in range(1 + self.signature.lse))]
         _, *results = b.loop_while(states, step)
-        return rank, [b.op("ConcatFromSequence", result, axis=0) for result in results]
+        return rank, self._tables([b.op("ConcatFromSequence", result, axis=0) for result in results])
 
     def _area(self, width: Expr) -> Expr:
         """Scores of an item."""

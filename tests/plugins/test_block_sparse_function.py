@@ -12,8 +12,9 @@ import onnx_ir as ir
 import pytest
 from longspan.plugins.block_sparse_attention import function
 from longspan.plugins.block_sparse_attention.function import EVEN_UP_TO, Signature, function_body
+from longspan.plugins.block_sparse_attention.long_rows import LongRows
 from longspan.plugins.errors import InvalidOperands
-from longspan.plugins.functions import attach_function_bodies
+from longspan.plugins.functions import attach_function_bodies, fixed_size_body
 
 from .block_sparse_cases import CASES, LISTS, Case, expected
 from .function_sites import Array, feeds, graph, node, session, site, types, value, value_sizes, with_float_interface
@@ -34,6 +35,24 @@ def block_site(operands: dict[str, Array], attributes: dict[str, Any], even: boo
         model.functions.clear()
         model.functions[body.identifier()] = body
     return model
+
+
+def apart_site(operands: dict[str, Array], attributes: dict[str, Any], apart: LongRows, **options: Any) -> ir.Model:
+    """Model of one node whose body computes the long rows at the ends apart."""
+    model = site(operands, attributes, op_type="BlockSparseAttention", **options)
+    main = model.graph.node(0)
+    body = fixed_size_body(main, 18, apart)
+    main.overload = body.overload
+    model.functions[body.identifier()] = body
+    model.ir_version = 10
+    return model
+
+
+def long_rows(operands: dict[str, Array], first: int, last: int, up_to: int = 0) -> LongRows:
+    """What the lists are known to be with these rows apart."""
+    listed = operands["kv_num_blocks"] + operands["full_kv_num_blocks"]
+    between = listed[..., first : max(listed.shape[-1] - last, first)]
+    return LongRows(first, last, max(int(between.max(initial=0)), 1), up_to)
 
 
 def named(name: str) -> Case:
@@ -60,6 +79,69 @@ def test_rows_padded_to_the_width_of_the_lists_agree(case: Case) -> None:
     operands = case.operands("bsd")
     model = block_site(operands, case.node_attributes("bsd"), even=True, lse="sinks" not in case.features)
     assert_agrees(model, operands, expected(case, "bsd"))
+
+
+ENDS = ((1, 1), (0, 2), (1, 0), (0, 0), (3, 9))
+"""Rows apart at the start and at the end: of five or so, none to more than there are."""
+
+
+@pytest.mark.parametrize(("number", "case"), list(enumerate(CASES)), ids=[case.name for case in CASES])
+def test_long_rows_apart_agree(number: int, case: Case) -> None:
+    operands = case.operands("bhsd")
+    apart = long_rows(operands, *ENDS[number % len(ENDS)])
+    model = apart_site(operands, case.node_attributes("bhsd"), apart, lse="sinks" in case.features or number % 2 == 0)
+    assert_agrees(model, operands, expected(case, "bhsd"))
+
+
+@pytest.mark.parametrize("scores", [1, 300, 2**22])
+@pytest.mark.parametrize("name", ["everything", "lists of their own for all"])
+def test_any_rows_apart_agree_in_chunks_of_any_size(name: str, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function, "EVEN_CHUNK", scores)
+    case = named(name)
+    operands = case.operands("bsd")
+    for first, last in ENDS:
+        model = apart_site(operands, case.node_attributes("bsd"), long_rows(operands, first, last))
+        assert_agrees(model, operands, expected(case, "bsd"))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_long_rows_apart_agree_at_any_length(batch: int) -> None:
+    """One body for all lengths: below as many rows as are apart, and where other rows may be long as well."""
+    layout: dict[str, Any] = {
+        "heads": 4,
+        "kv_heads": 2,
+        "features": ("attn_mask", "sinks"),
+        "padded": ((3, 9), (0, 40))[:batch],
+    }
+    apart = LongRows(2, 1, 5, up_to=4)
+    running = None
+    for length in (1, 3, 4, 5, 9, 13, 16, 17, 20, 21, 24, 40, 77):
+        case, operands = bigbird(length, 4, **layout, batch=batch)
+        if running is None:
+            running = session(apart_site(operands, case.node_attributes("bhsd"), apart))
+        want = expected(case, "bhsd", operands)
+        for mine, right in zip(running.run(None, feeds(operands)), want, strict=True):
+            np.testing.assert_allclose(mine, right, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("apart", "right"), [((1, 1, 5), True), ((0, 1, 5), False), ((1, 0, 5), False), ((1, 1, 4), False)]
+)
+def test_a_row_that_is_longer_than_is_known_would_be_noticed(apart: tuple[int, int, int], right: bool) -> None:
+    """The control of the tests around: what a body relies on, it does not check."""
+    case, operands = bigbird(64, 4)
+    model = apart_site(operands, case.node_attributes("bhsd"), LongRows(*apart))
+    got = session(model).run(None, feeds(operands))[0]
+    assert np.allclose(got, expected(case, "bhsd", operands)[0], rtol=0, atol=TOLERANCE) == right
+
+
+@pytest.mark.parametrize(("known_to", "right"), [(15, True), (16, False), (0, False)])
+def test_texts_that_nothing_is_known_of_have_the_width_of_their_lists(known_to: int, right: bool) -> None:
+    """Sixteen rows of blocks, all of which would be computed at too small a width."""
+    case, operands = bigbird(64, 4)
+    model = apart_site(operands, case.node_attributes("bhsd"), LongRows(0, 0, 4, known_to=known_to))
+    got = session(model).run(None, feeds(operands))[0]
+    assert np.allclose(got, expected(case, "bhsd", operands)[0], rtol=0, atol=TOLERANCE) == right
 
 
 @pytest.mark.parametrize("even", [False, True])
@@ -126,14 +208,15 @@ def test_half_precision_only_rounds_inputs_and_output(name: str, dtype: ir.DataT
 
 def bigbird(length: int, block: int, **changes: Any) -> tuple[Case, dict[str, Array]]:
     """A site whose first and last rows of blocks list every block, and the others five."""
-    case = Case("uneven", tall=block, wide=block, seq_q=length, batch=1, density=0.0, **changes)
+    case = Case("uneven", tall=block, wide=block, seq_q=length, density=0.0, **{"batch": 1, **changes})
     operands = case.operands("bhsd")
     blocks = -(-length // block)
-    counts = np.full((1, 1, blocks), 5, np.int32)
+    counts = np.full((1, 1, blocks), min(5, blocks), np.int32)
     counts[..., [0, -1]] = blocks
     near = np.arange(blocks)[:, None] + np.arange(-1, 2)
     indices = np.zeros((1, 1, blocks, blocks), np.int32)
-    indices[..., :5] = np.concatenate([np.zeros_like(near[:, :1]), near % blocks, 0 * near[:, :1] + blocks - 1], 1)
+    ends = np.zeros_like(near[:, :1])
+    indices[..., :5] = np.concatenate([ends, near % blocks, ends + blocks - 1], 1)[:, :blocks]
     indices[..., [0, -1], :] = np.arange(blocks)
     partial = "block_masks" in case.features
     empty = {"num_blocks": np.zeros_like(counts), "indices": indices[..., :0]}
@@ -159,8 +242,22 @@ def test_uneven_rows_cost_what_they_list(features: tuple[str, ...], tmp_path: Pa
     assert total[1] <= 4.2 * total[0]
 
 
+@pytest.mark.parametrize("features", [(), ("block_masks", "attn_mask", "sinks", "q_positions", "distance_bias")])
+def test_long_rows_apart_cost_what_they_list(features: tuple[str, ...], tmp_path: Path) -> None:
+    """In sizes that follow from shapes alone, work grows as the length does."""
+    largest, total = [], []
+    for length in (512, 4 * 512):
+        case, operands = bigbird(length, 16, features=features)
+        model = apart_site(operands, case.node_attributes("bhsd"), LongRows(1, 1, 5))
+        sizes = value_sizes(model, feeds(operands), tmp_path)
+        largest.append(max(sizes))
+        total.append(sum(sizes))
+    assert largest[1] <= 4.2 * largest[0]
+    assert total[1] <= 4.2 * total[0]
+
+
 def test_work_of_padded_rows_would_be_noticed(tmp_path: Path) -> None:
-    """The control of `test_uneven_rows_cost_what_they_list`."""
+    """The control of the two tests before."""
     total = []
     for length in (512, 4 * 512):
         case, operands = bigbird(length, 16)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ....plugins.definition import DOMAIN
-from .inlining import inline_other_functions, inline_sites
+from .inlining import NOTHING_KNOWN, inline_other_functions, inline_sites
 from .refusals import STANDARD, refuse_misread_nodes, refuse_unknown_operators
 from .rewrites import counted_by_comparison, without_loop_conditions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ....plugins.block_sparse_attention.long_rows import LongRows
 
-def body_graph(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
+
+def body_graph(
+    model: ir.Model, keep: Collection[str] = (), long_rows: Mapping[str, LongRows] = NOTHING_KNOWN
+) -> ir.Model:
     """Inline every function, those of attention sites in the form that TensorRT builds.
 
     Args:
         model: A bundle's graph; it is not changed, and shares its weights with the result.
         keep: Sites that are left as they are, with their functions, for `native.write_native`.
+        long_rows: Rows of blocks that are computed apart, by site: `long_rows.find_long_rows`.
 
     Returns:
         A graph of standard operators without functions, whose nodes and values all have names of their own.
@@ -33,7 +38,7 @@ def body_graph(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
     inline_other_functions(prepared)
     name_nodes(prepared)
     sites = [node for node in prepared.graph.all_nodes() if node.domain == DOMAIN and node.name not in keep]
-    inline_sites(prepared, sites)
+    inline_sites(prepared, sites, long_rows)
     finish(prepared, (*STANDARD, DOMAIN) if keep else STANDARD)
     return prepared
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ....plugins.definition import DOMAIN, PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE
@@ -13,13 +14,18 @@ from ...errors import ExportFailed
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ....plugins.block_sparse_attention.long_rows import LongRows
+
+NOTHING_KNOWN: Mapping[str, LongRows] = MappingProxyType({})
+"""All rows of blocks have the width of the lists."""
+
 
 def inline_other_functions(model: ir.Model) -> None:
     """Inline, in place, the model-local functions of all other domains: TensorRT ignores their overloads."""
     _inline(model, lambda function: function.domain != DOMAIN)
 
 
-def inline_sites(model: ir.Model, sites: Sequence[ir.Node]) -> None:
+def inline_sites(model: ir.Model, sites: Sequence[ir.Node], long_rows: Mapping[str, LongRows] = NOTHING_KNOWN) -> None:
     """Replace ``longspan`` nodes, in place, by the nodes of their function bodies.
 
     Each node and value of a body gets the name of the site before its own, ``SITE/OPERATOR_NUMBER``: TensorRT names
@@ -28,26 +34,27 @@ def inline_sites(model: ir.Model, sites: Sequence[ir.Node]) -> None:
     Args:
         model: Has no functions of other domains that call ``longspan`` operators; the names of its nodes are unique.
         sites: Nodes of the model's graph, or of graphs nested in it.
+        long_rows: Rows of blocks that are computed apart, by the name of the site's node.
 
     Raises:
         ExportFailed: a node contradicts its operator's definition, or the model's opset is too old for bodies.
     """
     bodies: dict[ir.OperatorIdentifier, ir.Function] = {}
     for node in sites:
-        body = _named_body(node, model.opset_imports.get("", 0))
+        body = _named_body(node, model.opset_imports.get("", 0), long_rows.get(node.name or ""))
         bodies[body.identifier()] = body
     model.functions.update(bodies)
     _inline(model, lambda function: bodies.get(function.identifier()) is function)
 
 
-def _named_body(node: ir.Node, opset: int) -> ir.Function:
+def _named_body(node: ir.Node, opset: int, long_rows: LongRows | None) -> ir.Function:
     """The body of a site as a function of its own, which the node, changed in place, calls."""
     import onnx_ir as ir
 
     for deployment in (PACK_ATTRIBUTE, PACK_ID_ATTRIBUTE):
         node.attributes.pop(deployment, None)
     try:
-        body = fixed_size_body(node, opset)
+        body = fixed_size_body(node, opset, long_rows)
     except InvalidOperands as error:
         raise ExportFailed(f"{node.op_type} {node.name!r} has no function body: {error}") from error
     for number, inner in enumerate(body.all_nodes()):

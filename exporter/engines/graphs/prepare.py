@@ -12,12 +12,14 @@ from ...sites.record import Rung, longspan_nodes
 from ..manifest import BuiltSite
 from ..request import PLUGIN_AOT, TENSORRT_RTX, BuildRequest
 from .body_graph import body_graph
+from .long_rows import find_long_rows
 from .native import native_sites, write_native
 from .typed import Progress, dtype_of, in_type
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ....plugins.block_sparse_attention.long_rows import LongRows
     from ....plugins.gpu.pack_build import Target
 
 
@@ -70,10 +72,11 @@ def prepare(
         if request.target == TENSORRT_RTX:
             refused = native_sites(model, dtype, longest)
         native = [node for node, reason in refused.items() if reason is None]
+        long_rows = find_long_rows(model, longest)
         # First, so that the products inside the bodies are computed in that type as well.
-        typed = in_type(body_graph(model, native), dtype, progress, warn, bodies=True)
+        typed = in_type(body_graph(model, native, long_rows), dtype, progress, warn, bodies=True)
         write_native(typed.model, native)
-        sites = tuple(_body_site(node, reason, request) for node, reason in refused.items())
+        sites = tuple(_body_site(node, reason, request, long_rows.get(node)) for node, reason in refused.items())
         return PreparedGraph(typed.model, typed.dtype, typed.kept_in_fp32, sites)
     from .plugin_graph import plugin_graph
 
@@ -99,12 +102,14 @@ def _refuse_bodies(sites: Sequence[BuiltSite], require_kernel: bool) -> None:
 _OTHER_LAYERS = "used with TensorRT-RTX, whose Attention layer is known; that of other versions of TensorRT is not"
 
 
-def _body_site(node: str, no_layer: str | None, request: BuildRequest) -> BuiltSite:
+def _body_site(node: str, no_layer: str | None, request: BuildRequest, long_rows: LongRows | None) -> BuiltSite:
     no_plugin = "TensorRT-RTX has no plugins" if request.target == TENSORRT_RTX else "--plugin-api none"
     plugin = Rung("plugin", False, no_plugin)
     if no_layer is None:
         reason = "TensorRT's Attention: the window leaves out no key at any length of the profiles"
         return BuiltSite(node, "native layer", (plugin, Rung("native layer", True, reason)))
     body = "standard ONNX, which the runtime compiles as any other part of the network"
+    if long_rows is not None:
+        body += f"; {long_rows.words}"
     rungs = (plugin, Rung("native layer", False, no_layer), Rung("function body", True, body))
     return BuiltSite(node, "function body", rungs)
