@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import BundleCorrupted, InvalidRequest
 from .manifest import Manifest
-from .whole_folders import BUNDLE, MANIFEST_FILE, verify_files
+from .whole_folders import BUNDLE, MANIFEST_FILE, read_manifest, verify_files
 
 MODEL_FILE = "model.onnx"
 REPORTS_FOLDER = "reports"
@@ -51,12 +51,7 @@ class Bundle:
             raise InvalidRequest(
                 f"{folder}: has no {MANIFEST_FILE}, so it is not a bundle; write one with longspan export"
             )
-        try:
-            manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise BundleCorrupted(f"{file}: is not text; next step: export again") from error
-        except BundleCorrupted as error:
-            raise BundleCorrupted(f"{folder}: {error}") from error
+        manifest = read_manifest(folder, Manifest.from_json, BUNDLE)
         if MODEL_FILE not in manifest.files:
             raise BundleCorrupted(f"{file}: has no hash of {MODEL_FILE}; next step: export again")
         verify_files(folder, manifest.files, BUNDLE)

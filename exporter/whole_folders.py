@@ -53,6 +53,26 @@ BUNDLE = FolderKind("a bundle", "export", "export again")
 ENGINE = FolderKind("an engine", "build", "build again")
 
 
+def read_manifest(folder: Path, parse: Callable[[str], _Record], kind: FolderKind) -> _Record:
+    """Read the manifest of a folder.
+
+    Args:
+        folder: Where it is.
+        parse: Makes a record of its text; raises BundleCorrupted.
+        kind: What the folder holds.
+
+    Raises:
+        BundleCorrupted: it is not text, or not such a manifest; the message names the place.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise BundleCorrupted(f"{file}: is not text; next step: {kind.again}") from error
+    except BundleCorrupted as error:
+        raise BundleCorrupted(f"{folder}: {error}") from error
+
+
 def verify_files(folder: Path, files: Mapping[str, str], kind: FolderKind) -> None:
     """Compare files with what a manifest says of them.
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..bundle import MODEL_FILE, Bundle
 from ..errors import BundleCorrupted, InvalidRequest
 from ..sites.record import Rung
-from ..whole_folders import ENGINE, MANIFEST_FILE, verify_files
+from ..whole_folders import ENGINE, MANIFEST_FILE, read_manifest, verify_files
 from .profiles import Profile, ShapeRange
 from .request import DTYPES, TARGETS
 
@@ -222,12 +222,7 @@ class Engine:
                 f"--engine {name}: the bundle has no such engine; it has: {', '.join(engine_names(bundle)) or 'none'}; "
                 f"next step: longspan build {bundle.path} --target …"
             )
-        try:
-            manifest = EngineManifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise BundleCorrupted(f"{folder / MANIFEST_FILE}: is not text; next step: build again") from error
-        except BundleCorrupted as error:
-            raise BundleCorrupted(f"{folder}: {error}") from error
+        manifest = read_manifest(folder, EngineManifest.from_json, ENGINE)
         if manifest.file not in manifest.files:
             raise BundleCorrupted(f"{folder / MANIFEST_FILE}: has no hash of {manifest.file}; next step: build again")
         inputs = {record.name: len(record.shape) for record in bundle.manifest.inputs}

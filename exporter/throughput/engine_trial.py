@@ -18,7 +18,7 @@ from ..engines.running.exchange import Array
 from ..engines.running.inference_worker import TensorRT, plugin_names
 from ..engines.running.reach import profile_for
 from ..whole_folders import MANIFEST_FILE
-from .trial import FEWEST_SAMPLES, START, main, peak_rss_bytes, timed
+from .trial import START, main, outcome, peak_rss_bytes, timed
 
 
 class Device:
@@ -88,20 +88,18 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     expected_s = time.perf_counter() - begin
     timing = timed(functools.partial(device.run), request, deadline, expected_s)
     memory["peak"] = peak_rss_bytes()
-    enough = not timing["cut_short"] or len(timing["samples_ns"]) >= FEWEST_SAMPLES
-    reason = "" if enough else f"{request['time_limit_s']:g} s are too few for runs of about {expected_s:.3g} s"
-    return {
-        "status": "ok" if enough else "over limit",
-        "reason": reason,
-        "load_s": load_s,
-        "first_run_s": first_s,
-        "memory_bytes": memory,
-        "providers": [request["module"]],
-        "outputs": shapes,
-        "executed": executed(request["module"], layers, {site.node for site in manifest.sites}),
-        "sgemm_gflops": None,
-        **timing,
-    }
+    return outcome(
+        timing,
+        request,
+        expected_s,
+        load_s=load_s,
+        first_run_s=first_s,
+        memory_bytes=memory,
+        providers=[request["module"]],
+        outputs=shapes,
+        executed=executed(request["module"], layers, {site.node for site in manifest.sites}),
+        sgemm_gflops=None,
+    )
 
 
 def executed(module: str, layers: list[list[str]], sites: set[str]) -> dict[str, Any]:

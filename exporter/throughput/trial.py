@@ -104,26 +104,37 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         call = functools.partial(session.run_with_iobinding, bound(ort, session, feeds, request["device"]))
     timing = timed(call, request, deadline, expected_s)
     memory["peak"] = peak_rss_bytes()
-    samples = timing["samples_ns"]
     providers = session.get_providers()
     del session
     sgemm_gflops = None
     if request["sgemm"] and time.perf_counter() + _SGEMM_S < deadline:
         sgemm_gflops = _sgemm(ort, np, request)
-    enough = not timing["cut_short"] or len(samples) >= FEWEST_SAMPLES
+    return outcome(
+        timing,
+        request,
+        expected_s,
+        load_s=load_s,
+        first_run_s=first_s,
+        memory_bytes=memory,
+        providers=providers,
+        outputs=shapes,
+        executed=executed,
+        sgemm_gflops=sgemm_gflops,
+    )
+
+
+def outcome(timing: dict[str, Any], request: dict[str, Any], expected_s: float, **seen: Any) -> dict[str, Any]:
+    """The result of a trial that ran to its end: whether it has enough samples, and what was seen.
+
+    Args:
+        timing: What `timed` returned.
+        request: What was asked for.
+        expected_s: What a run was expected to take, in seconds.
+        seen: The other entries of the result; see `run`.
+    """
+    enough = not timing["cut_short"] or len(timing["samples_ns"]) >= FEWEST_SAMPLES
     reason = "" if enough else f"{request['time_limit_s']:g} s are too few for runs of about {expected_s:.3g} s"
-    return {
-        "status": "ok" if enough else "over limit",
-        "reason": reason,
-        "load_s": load_s,
-        "first_run_s": first_s,
-        "memory_bytes": memory,
-        "providers": providers,
-        "outputs": shapes,
-        "executed": executed,
-        "sgemm_gflops": sgemm_gflops,
-        **timing,
-    }
+    return {"status": "ok" if enough else "over limit", "reason": reason, **seen, **timing}
 
 
 def _sgemm(ort: Any, np: Any, request: dict[str, Any]) -> float:

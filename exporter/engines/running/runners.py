@@ -51,7 +51,8 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]
             process: The first of them.
         """
         super().__init__(name=name)
-        self._manifest, self._profiles, self._start, self._process = manifest, profiles, start, process
+        self._manifest, self._profiles, self._start = manifest, profiles, start
+        self._process: InferenceProcess | None = process
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         """The bundle's inputs."""
@@ -87,7 +88,7 @@ class EngineRunner(BaseRunner):  # type: ignore[misc]
     def _close(self) -> None:
         if self._process is not None:
             self._process.close()
-        self._process = None  # type: ignore[assignment]
+        self._process = None
 
 
 def engine_path(bundle: Bundle, engine: Engine, probe: Feed) -> RuntimePath:
